@@ -1,0 +1,136 @@
+"""What every data set offers, whatever its files look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from havir_explorer.errors import MaskError, nearest
+from havir_explorer.records import BoolArray, FloatArray, IntArray, UInt8Array
+
+
+@dataclass(frozen=True)
+class Roi:
+    """One named region of one atlas file.
+
+    Parameters
+    ----------
+    name : str
+        As in the file's ctab, e.g. ``FFA-1``.
+    file : str
+        Atlas file, e.g. ``floc-faces``.
+    voxels : bool (n_voxels,)
+    """
+
+    name: str
+    file: str
+    voxels: BoolArray
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A subject's ROIs over its voxels.
+
+    Parameters
+    ----------
+    rois : tuple of Roi
+        In file order, then code order. ROIs the subject lacks (no voxel) are left out.
+    right : bool (n_voxels,)
+        True in the right hemisphere.
+    """
+
+    rois: tuple[Roi, ...]
+    right: BoolArray
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that :meth:`voxels` accepts, without hemisphere prefix: ROIs, unions such as ``V1``, and file names."""
+        plain = [r.name for r in self.rois]
+        unions = [n[:-1] for n in plain if n[-1:] == "v" and f"{n[:-1]}d" in plain]
+        return tuple(dict.fromkeys([*plain, *unions, *(r.file for r in self.rois)]))
+
+    def voxels(self, name: str) -> BoolArray:
+        """Return the voxels of an ROI, a union or a file, of one hemisphere when the name starts with ``lh.`` or ``rh.``.
+
+        Raises
+        ------
+        MaskError
+            Unknown name; the sentence lists the nearest ones.
+        """
+        side, plain = (name[:3], name[3:]) if name[:3] in ("lh.", "rh.") else ("", name)
+        if plain not in self.names:
+            msg = f"no ROI is called {name!r}; {nearest(plain, self.names)}"
+            raise MaskError(msg)
+        chosen = [r.voxels for r in self.rois if plain in (r.name, r.file) or r.name in (f"{plain}v", f"{plain}d")]
+        union = np.logical_or.reduce(chosen)
+        return union if not side else union & (self.right if side == "rh." else ~self.right)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where voxel i lies.
+
+    Parameters
+    ----------
+    flat_index : int64 (n_voxels,)
+        C-order index into the NIfTI grid (X, Y, Z).
+    shape : (int, int, int)
+    affine : float64 (4, 4)
+    """
+
+    flat_index: IntArray
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+
+@dataclass(frozen=True)
+class SurfaceMap:
+    """Voxels to cortical surface.
+
+    Parameters
+    ----------
+    mesh : str
+        ``fsaverage5``, ``fsaverage6`` or ``fsaverage``.
+    weights : sparse float32 (n_left + n_right vertices, n_voxels)
+        Rows sum to 1 where there is coverage.
+    coverage : float32 (n_vertices,)
+        Share of each vertex's samples that fall on known voxels; draw < 0.5 as "no data".
+    """
+
+    mesh: str
+    weights: sparse.csr_array
+    coverage: FloatArray
+
+
+class Dataset(Protocol):
+    """A data set: subjects, trials, responses, stimuli, atlas, geometry."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def root(self) -> Path: ...
+    @property
+    def synthetic(self) -> bool:
+        """True for the teaching world."""
+    @property
+    def convention(self) -> str:
+        """How responses are normalised, in words; stored with every model and checked at load."""
+    def subjects(self) -> tuple[str, ...]: ...
+    def trials(self, subject: str) -> pd.DataFrame:
+        """One row a trial, index = 0-based trial of the experiment; columns session (1-based), trial_in_session (0-based), nsd_id (0-based), repeat (0-based), n_repeats (available in this tree), shared (bool), coco_id."""
+    def responses(self, subject: str, trials: IntArray) -> FloatArray:
+        """Z-scored responses, float32 (n_trials, n_voxels)."""
+    def stimuli(self, nsd_ids: IntArray) -> UInt8Array:
+        """Pictures, uint8 (n, H, W, 3), in the order asked for (repeats allowed)."""
+    def captions(self, nsd_id: int) -> tuple[str, ...]:
+        """Captions of a picture; empty when the tree holds none."""
+    def atlas(self, subject: str) -> Atlas: ...
+    def geometry(self, subject: str) -> Geometry: ...
+    def ncsnr(self, subject: str) -> FloatArray:
+        """Noise-ceiling signal-to-noise ratio, float32 (n_voxels,)."""
+    def surface(self, subject: str) -> SurfaceMap: ...

@@ -1,0 +1,131 @@
+"""Train the teaching world's Versatile Diffusion: ``python -m havir_explorer.data.demo.train``.
+
+Stages in order: ``scenes`` (draw the pool), ``vae``, ``clip``, ``encode``, ``flows``, ``export``. Each is resumable; ``--work`` keeps the checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from havir_explorer.data.demo import scenes
+from havir_explorer.diffuse import train as loops
+from havir_explorer.diffuse.versatile import Conditions, VersatileUNet
+
+FIRST_SCENE = 100_000  # beyond NSD's 73,000, so no subject ever sees a training picture of the generator
+POOL = 30_000
+SIDE, WIDTH, TEXT_TOKENS = 64, 64, 24
+
+VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "block_out_channels": (16, 32, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "sample_size": SIDE,
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+}
+UNET = {
+    "sample_size": SIDE // 4,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (64, 128, 128),
+    "layers_per_block": 1,
+    "cross_attention_dim": WIDTH,
+    "attention_head_dim": 4,
+    "norm_num_groups": 16,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}
+TOWER = {"hidden_size": 96, "intermediate_size": 384, "projection_dim": WIDTH, "num_attention_heads": 4}
+SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+
+
+def _pool(work: Path) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    file = work / "pool.npy"
+    numbers = range(FIRST_SCENE, FIRST_SCENE + POOL)
+    if not file.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.stack([scenes.draw(scenes.scene(n), SIDE) for n in numbers]))
+    return np.load(file, mmap_mode="r"), [scenes.captions(scenes.scene(n)) for n in numbers]
+
+
+def _tokenizer(captions: list[tuple[str, ...]]) -> CLIPTokenizer:
+    """Byte-pair encoding with CLIP's own pre-tokenizer, learnt from the captions."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=900, min_frequency=50, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+    bpe.train_from_iterator((c for five in captions[:4000] for c in five), trainer)
+    learnt = json.loads(bpe.to_str())["model"]
+    letters = sorted(alphabet)
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    entries = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"])
+    return CLIPTokenizer(vocab={entry: i for i, entry in enumerate(entries)}, merges=merges, model_max_length=TEXT_TOKENS)
+
+
+def _pixels(pictures: np.ndarray) -> torch.Tensor:
+    return loops.to_unit(pictures) / 0.5  # CLIPImageProcessor with mean 0.5 and standard deviation 0.25
+
+
+def _tokens(tokenizer: CLIPTokenizer, captions: list[tuple[str, ...]]) -> np.ndarray:
+    flat = [caption for five in captions for caption in five]
+    ids = tokenizer(flat, padding="max_length", max_length=TEXT_TOKENS, truncation=False)["input_ids"]
+    longest = max(len(i) for i in ids)
+    if longest > TEXT_TOKENS:
+        msg = f"a caption takes {longest} tokens; the text tower has {TEXT_TOKENS}"
+        raise ValueError(msg)
+    return np.asarray(ids, dtype=np.int16).reshape(len(captions), -1, TEXT_TOKENS)
+
+
+def _towers(tokenizer: CLIPTokenizer) -> tuple[CLIPVisionModelWithProjection, CLIPTextModelWithProjection]:
+    torch.manual_seed(0)
+    vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**TOWER, num_hidden_layers=4, image_size=SIDE, patch_size=8))
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text = CLIPTextModelWithProjection(CLIPTextConfig(**TOWER, num_hidden_layers=3, vocab_size=len(tokenizer), max_position_embeddings=TEXT_TOKENS, **special))
+    return vision, text
+
+
+class _Scale(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = torch.nn.Parameter(torch.tensor(2.66))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=("vae", "clip", "flows"))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    schedule = loops.Schedule(asked.steps, asked.batch, asked.rate)
+    pictures, captions = _pool(asked.work)
+    if asked.stage == "vae":
+        torch.manual_seed(0)
+        vae = AutoencoderKL.from_config(VAE)
+        loops.fit({"vae": vae}, loops.autoencoder_loss(vae, pictures, asked.batch), schedule, asked.work / "vae", averaged=("vae",))
+    if asked.stage == "clip":
+        tokenizer = _tokenizer(captions)
+        tokenizer.save_pretrained(asked.work / "tokenizer")
+        vision, text = _towers(tokenizer)
+        scale = _Scale()
+        loss = loops.contrastive_loss(vision, text, _pixels, pictures, _tokens(tokenizer, captions), asked.batch, scale.log)
+        loops.fit({"vision": vision, "text": text, "scale": scale}, loss, schedule, asked.work / "clip", averaged=("vision", "text"))
+
+
+if __name__ == "__main__":
+    main()

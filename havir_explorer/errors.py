@@ -1,0 +1,54 @@
+"""What can go wrong, said so that the reader can act: what was asked, what was found, where, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HavirError(Exception):
+    """Root of every error this package raises for a user's input or environment."""
+
+
+class DataMissing(HavirError, FileNotFoundError):
+    """A data file is absent."""
+
+
+class DataInvalid(HavirError, ValueError):
+    """A data file is there but is truncated, of another shape, or of another subject."""
+
+
+class WeightsMissing(HavirError, FileNotFoundError):
+    """A part of a model is absent."""
+
+
+class WeightsInvalid(HavirError, ValueError):
+    """A model's files do not fit together, or do not fit the data they are asked to decode."""
+
+
+class RequestError(HavirError, ValueError):
+    """A request asks for something that does not exist or is out of range."""
+
+
+class MaskError(RequestError):
+    """A mask names an unknown ROI or leaves no voxel."""
+
+
+class OutputError(HavirError, OSError):
+    """A result cannot be written where it was asked for."""
+
+
+class DeviceOutOfMemory(HavirError, RuntimeError):
+    """The device has no room for the work asked."""
+
+
+class Cancelled(Exception):  # noqa: N818 - a signal, not a failure
+    """The user asked to stop; nothing half-done is kept."""
+
+
+def nearest(asked: str, known: Iterable[str], count: int = 3) -> str:
+    """Return the known names closest to ``asked`` as a phrase, for the end of an error's sentence."""
+    names = list(known)
+    folded = {name.casefold(): name for name in names}
+    close = [folded[n] for n in difflib.get_close_matches(asked.casefold(), folded, count, 0.3)]
+    return f"nearest: {', '.join(close or names[:count])}"
