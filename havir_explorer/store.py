@@ -1,0 +1,347 @@
+"""What is remembered: results by request, and recipes in and out of PNG and JSON.
+
+A recipe is the request and what came of it, written into the picture itself (an iTXt chunk) and beside it (JSON), so that a picture found
+years later can be drawn again. A recipe that is read is untrusted: it is measured before it is read, nothing in it is executed, unknown
+keys and wrong types are refused, and no picture is decoded to find it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from havir_explorer.errors import OutputError, RequestError
+from havir_explorer.paths import cache_folder
+from havir_explorer.records import Kind, Reconstruction, Request, Score, UInt8Array
+
+KEYWORD = "havir_explorer recipe"
+"""Keyword of the PNG text chunk that holds the recipe."""
+LARGEST_RECIPE = 1_000_000
+"""Bytes; a recipe is about 2 kB, so anything larger than this was not written here."""
+LARGEST_SIDE = 4096
+"""Pixels; no remembered picture is larger."""
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_DEMO_WEIGHTS = Path(__file__).parent / "data" / "demo" / "weights"
+
+
+class Recipe(BaseModel):
+    """A request and what came of it, without the pictures.
+
+    Parameters
+    ----------
+    havir_recipe : int
+        Version of this record: 1.
+    request : Request
+    kind, synthetic, trained_on, scores, seconds, steps_run, signal
+        As in :class:`~havir_explorer.records.Reconstruction`; None and empty in a recipe that was not drawn yet.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    havir_recipe: Literal[1] = 1
+    request: Request
+    kind: Kind | None = None
+    synthetic: bool | None = None
+    trained_on: bool | None = None
+    scores: tuple[Score, ...] = ()
+    seconds: tuple[tuple[str, float], ...] = ()
+    steps_run: int | None = Field(None, ge=0)
+    signal: float | None = None
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    stamp: str
+    recipe: Recipe
+
+
+class Store:
+    """Finished reconstructions on disk, one file a request.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Made when first written to; ``results`` in the cache folder when left out.
+    limit : int
+        Most results kept; beyond it the oldest are deleted.
+    """
+
+    def __init__(self, folder: Path | None = None, *, limit: int = 2000) -> None:
+        self.folder = cache_folder() / "results" if folder is None else Path(folder)
+        self.limit = limit
+
+    def path(self, request: Request) -> Path:
+        """Where the result of a request is kept."""
+        return self.folder / f"{request.key}.npz"
+
+    def get(self, request: Request) -> Reconstruction | None:
+        """Return the remembered result, or None.
+
+        An entry that cannot be read, or that other weights than today's have made, is deleted: it will be computed again.
+        """
+        path = self.path(request)
+        try:
+            found = _unpack(path.read_bytes(), request)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):  # ValidationError is a ValueError
+            found = None
+        if found is None:
+            _remove(path)
+        return found
+
+    def put(self, reconstruction: Reconstruction) -> None:
+        """Remember a result.
+
+        Raises
+        ------
+        OutputError
+            The folder cannot be written; no half entry stays behind.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            msg = f"cannot write {self.folder}: {_reason(error)}"
+            raise OutputError(msg) from error
+        _write({self.path(reconstruction.request): _pack(reconstruction)})
+        self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        entries = list(self.folder.glob("*.npz"))
+        if len(entries) > self.limit:
+            for path in sorted(entries, key=_age)[: len(entries) - self.limit]:
+                _remove(path)
+
+
+def write_png(reconstruction: Reconstruction, path: Path | str, *, recipe: bool = True) -> None:
+    """Write the picture with its recipe inside and, beside it, the same recipe as JSON; both or neither.
+
+    Parameters
+    ----------
+    reconstruction : Reconstruction
+    path : Path or str
+        Ends in ``.png``; its folder must exist. An existing file is replaced.
+    recipe : bool
+        False writes the bare picture: no recipe inside and no JSON.
+
+    Raises
+    ------
+    OutputError
+        Not a ``.png`` name, or it cannot be written there.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        msg = f"a picture is saved as PNG; got the name {path.name!r}: end it in .png"
+        raise OutputError(msg)
+    text = _as_json(_recipe(reconstruction))
+    files = {path: _png(reconstruction, text if recipe else None)}
+    if recipe:
+        files[path.with_suffix(".json")] = text.encode()
+    _write(files)
+
+
+def write_recipe(request: Request, path: Path | str) -> None:
+    """Write a request as a JSON recipe that :func:`read_recipe` reads.
+
+    Raises
+    ------
+    OutputError
+        Not a ``.json`` name, or it cannot be written there.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".json":
+        msg = f"a recipe is saved as JSON; got the name {path.name!r}: end it in .json"
+        raise OutputError(msg)
+    _write({path: _as_json(Recipe(request=request)).encode()})
+
+
+def read_recipe(path: Path | str) -> Request:
+    """Return the request in a recipe, from a PNG or a JSON file that :func:`write_png` or :func:`write_recipe` wrote.
+
+    Raises
+    ------
+    RequestError
+        No such file, not a recipe of ours, or one that asks for something out of range.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            text = _text_in(file, path)
+    except OSError as error:
+        msg = f"cannot read a recipe from {path}: {_reason(error)}"
+        raise RequestError(msg) from error
+    try:
+        return Recipe.model_validate_json(text).request
+    except (ValidationError, RecursionError) as error:
+        msg = f"{path} is not a recipe of havir_explorer: {_fault(error)}"
+        raise RequestError(msg) from error
+
+
+def _text_in(file: BinaryIO, path: Path) -> bytes:
+    head = file.read(len(_SIGNATURE))
+    if head != _SIGNATURE:
+        text = head + file.read(LARGEST_RECIPE)
+        if len(text) > LARGEST_RECIPE:
+            msg = f"{path} is not a recipe of havir_explorer: a recipe has at most {LARGEST_RECIPE:,} bytes"
+            raise RequestError(msg)
+        return text
+    for content in _text_chunks(file):
+        keyword, _, rest = content.partition(b"\0")
+        # compression flag and method, then language and translated keyword, each ended by a zero
+        if keyword == KEYWORD.encode() and rest[:2] == b"\0\0":
+            return rest[2:].split(b"\0", 2)[-1]
+    msg = f"{path} carries no recipe: it was not saved by havir_explorer, or its recipe was stripped; look for the JSON file beside it"
+    raise RequestError(msg)
+
+
+def _text_chunks(file: BinaryIO) -> Iterator[bytes]:
+    while len(head := file.read(8)) == 8:
+        length, name = int.from_bytes(head[:4], "big"), head[4:]
+        if name == b"IEND":
+            return
+        if name != b"iTXt" or length > LARGEST_RECIPE:
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        content, checksum = file.read(length), file.read(4)
+        if zlib.crc32(name + content).to_bytes(4, "big") == checksum:
+            yield content
+
+
+def _fault(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def _recipe(r: Reconstruction) -> Recipe:
+    facts = {"kind": r.kind, "synthetic": bool(r.synthetic), "trained_on": bool(r.trained_on), "steps_run": int(r.steps_run), "signal": float(r.signal)}
+    return Recipe.model_validate({"request": r.request, "scores": r.scores, "seconds": r.seconds, **facts})
+
+
+def _as_json(recipe: Recipe) -> str:
+    return json.dumps(
+        {name: asdict(value) if name == "request" else value for name, value in recipe if name != "scores"}
+        | {"scores": [asdict(score) for score in recipe.scores]},
+        indent=1,
+        ensure_ascii=False,
+        default=_number,
+    )
+
+
+def _number(value: object) -> float | int | bool:
+    """NumPy's own numbers as Python's."""
+    if not isinstance(value, np.generic):
+        msg = f"a recipe holds numbers, words and lists; got {type(value).__name__}"
+        raise TypeError(msg)
+    number: float | int | bool = value.item()
+    return number
+
+
+def _png(reconstruction: Reconstruction, recipe: str | None) -> bytes:
+    info = PngImagePlugin.PngInfo()
+    if recipe is not None:
+        info.add_itxt(KEYWORD, recipe)
+    buffer = io.BytesIO()
+    Image.fromarray(reconstruction.picture).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _pack(r: Reconstruction) -> bytes:
+    entry = {"stamp": _stamp(r.request), "recipe": json.loads(_as_json(_recipe(r)))}
+    buffer = io.BytesIO()
+    about = np.frombuffer(json.dumps(entry).encode(), np.uint8)
+    np.savez_compressed(buffer, about=about, picture=r.picture, structure=r.structure, stimulus=r.stimulus)
+    return buffer.getvalue()
+
+
+def _unpack(content: bytes, request: Request) -> Reconstruction | None:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        entry = _Entry.model_validate_json(arrays["about"].tobytes())
+        picture, structure, stimulus = (_checked(arrays[name]) for name in ("picture", "structure", "stimulus"))
+    r = entry.recipe
+    if entry.stamp != _stamp(request) or r.request != request or r.kind is None or r.steps_run is None or r.signal is None:
+        return None
+    facts = (r.kind, bool(r.synthetic), bool(r.trained_on), r.scores, r.seconds, r.steps_run, r.signal)
+    return Reconstruction(request, picture, structure, stimulus, *facts)
+
+
+def _checked(picture: np.ndarray) -> UInt8Array:
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or max(picture.shape) > LARGEST_SIDE:
+        msg = f"a remembered picture has shape {picture.shape} and type {picture.dtype}"
+        raise ValueError(msg)
+    return picture
+
+
+def _stamp(request: Request) -> str:
+    """Digest of names, sizes and times of the weight files a request uses: a result of other weights is not this request's result."""
+    generator = _DEMO_WEIGHTS / "versatile-diffusion" if request.generator == "demo" else Path(request.generator)
+    decoder = Path(request.decoder) if request.decoder else _DEMO_WEIGHTS / "havir" / request.subject
+    digest = hashlib.sha256()
+    for folder in (generator, decoder):
+        for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+            if path.is_file():
+                about = path.stat()
+                digest.update(f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _write(files: Mapping[Path, bytes]) -> None:
+    """Write all files or none: each under a temporary name in its own folder first, then renamed."""
+    waiting = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part") for path in files}
+    path = next(iter(files))
+    try:
+        for path, content in files.items():
+            waiting[path].write_bytes(content)
+        for path, part in waiting.items():
+            part.replace(path)
+    except OSError as error:
+        for part in waiting.values():
+            _remove(part)
+        msg = f"cannot write {path}: {_reason(error)}"
+        raise OutputError(msg) from error
+
+
+def _reason(error: OSError) -> str:
+    reasons = {
+        errno.ENOSPC: "the disk is full; make room or choose another folder",
+        errno.EDQUOT: "your share of the disk is used up; make room or choose another folder",
+        errno.EACCES: "it is not allowed there; choose a folder of your own",
+        errno.EPERM: "it is not allowed there; choose a folder of your own",
+        errno.EROFS: "that disk is read-only; choose another folder",
+        errno.ENOENT: "there is no such file or folder; check the name, or make the folder first",
+        errno.ENOTDIR: "a part of its folder is a file; choose another folder",
+        errno.EEXIST: "a part of its folder is a file; choose another folder",
+        errno.EISDIR: "there is a folder of that name; choose another name",
+    }
+    return reasons.get(error.errno or 0, error.strerror or str(error))
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # an entry that cannot be removed is overwritten or ignored next time
+        return
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # another process has just removed it
+        return 0.0
