@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name every torch reader knows
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from havir_explorer.diffuse.versatile import Conditions, VersatileUNet
+from havir_explorer.diffuse.versatile import Conditions
 from havir_explorer.records import FloatArray, UInt8Array
 
 
@@ -110,7 +110,7 @@ def _rate(step: int, steps: int) -> float:
 
 def to_unit(pictures: UInt8Array) -> Tensor:
     """Return uint8 (B, H, W, 3) pictures as float32 (B, 3, H, W) in [-1, 1], the autoencoder's range."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return torch.tensor(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def autoencoder_loss(vae: AutoencoderKL, pictures: UInt8Array, batch: int) -> Loss:
@@ -154,7 +154,9 @@ class FlowData:
     image_embeds : Tensor
         (n, n_image_tokens, width), normalised as method 2.2.
     text_embeds : Tensor
-        (n, n_captions, n_text_tokens, width).
+        (n_distinct_captions, n_text_tokens, width).
+    captions : Tensor
+        int64 (n, n_captions), rows of ``text_embeds``.
     empty_image, empty_text : Tensor
         (1, n_tokens, width): the encoded mid-grey picture and the encoded empty caption.
     """
@@ -162,11 +164,12 @@ class FlowData:
     latents: Tensor
     image_embeds: Tensor
     text_embeds: Tensor
+    captions: Tensor
     empty_image: Tensor
     empty_text: Tensor
 
 
-def flow_loss(unet: VersatileUNet, scheduler: DDIMScheduler, data: FlowData, batch: int, forward: Callable[..., Tensor]) -> Loss:
+def flow_loss(scheduler: DDIMScheduler, data: FlowData, batch: int, forward: Callable[[Tensor, Tensor, Conditions], Tensor]) -> Loss:
     """Return the noise-prediction loss: one flow a step, the condition dropped in a tenth of the rows, min-SNR weights (Hang et al. 2023, gamma 5)."""
     alphas = scheduler.alphas_cumprod
 
@@ -175,8 +178,8 @@ def flow_loss(unet: VersatileUNet, scheduler: DDIMScheduler, data: FlowData, bat
         dropped = (torch.rand(batch, generator=rng) < 0.1)[:, None, None]
         by_text = bool(torch.rand((), generator=rng) < 0.5)
         if by_text:
-            which = torch.randint(data.text_embeds.shape[1], (batch,), generator=rng)
-            context, empty = data.text_embeds[rows, which].float(), data.empty_text
+            which = torch.randint(data.captions.shape[1], (batch,), generator=rng)
+            context, empty = data.text_embeds[data.captions[rows, which]].float(), data.empty_text
         else:
             context, empty = data.image_embeds[rows].float(), data.empty_image
         context = torch.where(dropped, empty, context)

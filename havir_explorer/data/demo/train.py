@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from havir_explorer.data.demo import scenes
 from havir_explorer.diffuse import train as loops
-from havir_explorer.diffuse.versatile import Conditions, VersatileUNet
+from havir_explorer.diffuse import weights
+from havir_explorer.diffuse.model import VersatileDiffusion, fit_preview
+from havir_explorer.diffuse.versatile import VersatileUNet
 
 FIRST_SCENE = 100_000  # beyond NSD's 73,000, so no subject ever sees a training picture of the generator
 POOL = 30_000
@@ -102,29 +105,85 @@ class _Scale(torch.nn.Module):
         self.log = torch.nn.Parameter(torch.tensor(2.66))
 
 
+def _averages(folder: Path, modules: dict[str, torch.nn.Module]) -> int:
+    state = torch.load(folder / "state.pt", weights_only=True)
+    for name, module in modules.items():
+        module.load_state_dict(state["averages"][name])
+        module.eval().requires_grad_(requires_grad=False)
+    return int(state["step"])
+
+
+def _model(work: Path) -> VersatileDiffusion:
+    """Return what has been trained so far; flows that are not trained yet are random."""
+    vae = AutoencoderKL.from_config(VAE)
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    vision, text = _towers(tokenizer)
+    unet = VersatileUNet(UNET)
+    _averages(work / "vae", {"vae": vae})
+    _averages(work / "clip", {"vision": vision, "text": text})
+    if (work / "flows" / "state.pt").exists():
+        _averages(work / "flows", {"unet": unet})
+    processor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SIDE, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    blank = torch.zeros(1)
+    model = VersatileDiffusion(unet, vae, vision, text, tokenizer, processor, SCHEDULER, blank, blank, torch.zeros(5, 3))
+    pictures = np.load(work / "pool.npy", mmap_mode="r")[:256]
+    latents = loops.encode_latents(vae, pictures)
+    vae.register_to_config(scaling_factor=round(1.0 / float(latents.std()), 5))
+    scaled = latents * vae.config.scaling_factor
+    return replace(weights.completed(model), preview_map=fit_preview(scaled, pictures))
+
+
+def _encode(work: Path, captions: list[tuple[str, ...]]) -> loops.FlowData:
+    """Encode the pool once; float16 on disk, memory-mapped afterwards."""
+    model, pictures = _model(work), np.load(work / "pool.npy", mmap_mode="r")
+    if not (work / "texts.npy").exists():
+        flat = [caption for five in captions for caption in five]
+        distinct = sorted(set(flat))
+        row = {caption: i for i, caption in enumerate(distinct)}
+        np.save(work / "latents.npy", model.encode_latents(pictures, 64).astype(np.float16))
+        np.save(work / "images.npy", model.embed_images(pictures, 128).astype(np.float16))
+        np.save(work / "rows.npy", np.array([row[c] for c in flat], dtype=np.int32).reshape(len(captions), -1))
+        np.save(work / "texts.npy", model.embed_texts(distinct).astype(np.float16))
+    latents, images, rows, texts = (torch.from_numpy(np.load(work / f"{name}.npy")) for name in ("latents", "images", "rows", "texts"))
+    return loops.FlowData(latents, images, texts, rows.long(), model.empty_image, model.empty_text)
+
+
 def main() -> None:
+    """Run one stage."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("vae", "clip", "flows"))
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("stage", choices=("vae", "clip", "flows", "export"))
+    parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="compile the denoiser (a third faster on a CPU)")
+    parser.add_argument("--out", type=Path, default=None, help="export: where to write the checkpoint")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     schedule = loops.Schedule(asked.steps, asked.batch, asked.rate)
-    pictures, captions = _pool(asked.work)
+    work: Path = asked.work
+    pictures, captions = _pool(work)
     if asked.stage == "vae":
         torch.manual_seed(0)
         vae = AutoencoderKL.from_config(VAE)
-        loops.fit({"vae": vae}, loops.autoencoder_loss(vae, pictures, asked.batch), schedule, asked.work / "vae", averaged=("vae",))
+        loops.fit({"vae": vae}, loops.autoencoder_loss(vae, pictures, asked.batch), schedule, work / "vae", averaged=("vae",))
     if asked.stage == "clip":
         tokenizer = _tokenizer(captions)
-        tokenizer.save_pretrained(asked.work / "tokenizer")
+        tokenizer.save_pretrained(work / "tokenizer")
         vision, text = _towers(tokenizer)
         scale = _Scale()
         loss = loops.contrastive_loss(vision, text, _pixels, pictures, _tokens(tokenizer, captions), asked.batch, scale.log)
-        loops.fit({"vision": vision, "text": text, "scale": scale}, loss, schedule, asked.work / "clip", averaged=("vision", "text"))
+        loops.fit({"vision": vision, "text": text, "scale": scale}, loss, schedule, work / "clip", averaged=("vision", "text"))
+    if asked.stage == "flows":
+        data = _encode(work, captions)
+        torch.manual_seed(0)
+        unet = VersatileUNet(UNET)
+        forward = torch.compile(unet) if asked.compile else unet
+        loss = loops.flow_loss(DDIMScheduler(**SCHEDULER), data, asked.batch, forward)
+        loops.fit({"unet": unet}, loss, schedule, work / "flows", averaged=("unet",))
+    if asked.stage == "export":
+        weights.save(_model(work), asked.out or weights.demo_folder())
 
 
 if __name__ == "__main__":

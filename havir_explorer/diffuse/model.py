@@ -1,0 +1,151 @@
+"""A loaded Versatile Diffusion: pictures to latents and embeddings, latents to pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name every torch reader knows
+from transformers import CLIPImageProcessor, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from havir_explorer.diffuse.versatile import VersatileUNet
+from havir_explorer.records import FloatArray, UInt8Array
+
+
+@dataclass(frozen=True, eq=False)
+class VersatileDiffusion:
+    """The parts of a checkpoint on one device.
+
+    Parameters
+    ----------
+    unet, vae, image_encoder, text_encoder, tokenizer, image_processor
+        Loaded parts, in evaluation mode.
+    scheduler_config : dict
+        ``scheduler_config.json``.
+    empty_image, empty_text : Tensor
+        (1, n_tokens, width): encodings of a mid-grey picture and of the empty caption (method 2.2), the unconditional branch.
+    preview_map : Tensor
+        (5, 3): linear map from a latent pixel (and 1) to RGB in [0, 1].
+    """
+
+    unet: VersatileUNet
+    vae: AutoencoderKL
+    image_encoder: CLIPVisionModelWithProjection
+    text_encoder: CLIPTextModelWithProjection
+    tokenizer: CLIPTokenizer
+    image_processor: CLIPImageProcessor
+    scheduler_config: dict[str, Any]
+    empty_image: Tensor
+    empty_text: Tensor
+    preview_map: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.empty_image.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the denoiser."""
+        return self.empty_image.dtype
+
+    @property
+    def side(self) -> int:
+        """Side length of a picture in pixels."""
+        return int(self.latent_shape[1]) * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, h, w) of one picture's latents."""
+        size = int(self.unet.unet.config.sample_size)
+        return int(self.unet.unet.config.in_channels), size, size
+
+    @torch.inference_mode()
+    def encode_latents(self, pictures: UInt8Array, batch: int = 32) -> FloatArray:
+        """Return latents, float32 (n, 4, h, w), already scaled: the mode of each posterior times the scaling factor."""
+        parts = [self.vae.encode(self._unit(chunk)).latent_dist.mode() * self.vae.config.scaling_factor for chunk in _chunks(pictures, batch)]
+        return torch.cat(parts).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def decode_latents(self, latents: Tensor | FloatArray, batch: int = 32) -> UInt8Array:
+        """Return pictures, uint8 (B, H, W, 3), of scaled latents (B, 4, h, w)."""
+        whole = torch.as_tensor(latents).to(self.device, self.dtype)
+        parts = [self.vae.decode(chunk / self.vae.config.scaling_factor).sample for chunk in whole.split(batch)]
+        return to_uint8(torch.cat(parts).float() / 2 + 0.5)
+
+    @torch.inference_mode()
+    def embed_images(self, pictures: UInt8Array, batch: int = 32) -> FloatArray:
+        """Return image embeddings, float32 (n, n_tokens, width): every projected token over the norm of the projected class token."""
+        parts = []
+        for chunk in _chunks(pictures, batch):
+            hidden = self.image_encoder.vision_model(pixel_values=self._clip_pixels(chunk)).last_hidden_state
+            projected = self.image_encoder.visual_projection(self.image_encoder.vision_model.post_layernorm(hidden))
+            parts.append(projected / projected[:, :1].norm(dim=-1, keepdim=True))
+        return torch.cat(parts).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: list[str], batch: int = 256) -> FloatArray:
+        """Return text embeddings, float32 (n, n_tokens, width): every projected token over the norm of the caption's pooled projection."""
+        parts = []
+        for start in range(0, len(texts), batch):
+            out = self.text_encoder(input_ids=self._ids(texts[start : start + batch]))
+            projected = self.text_encoder.text_projection(out.last_hidden_state)
+            parts.append(projected / out.text_embeds[:, None].norm(dim=-1, keepdim=True))
+        return torch.cat(parts).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def image_features(self, pictures: UInt8Array, batch: int = 32) -> FloatArray:
+        """Return pooled CLIP image features of unit length, float32 (n, width): what the CLIP scores compare."""
+        parts = [self.image_encoder(pixel_values=self._clip_pixels(chunk)).image_embeds for chunk in _chunks(pictures, batch)]
+        return F.normalize(torch.cat(parts).float(), dim=-1).cpu().numpy()
+
+    @torch.inference_mode()
+    def text_features(self, texts: list[str]) -> FloatArray:
+        """Return pooled CLIP text features of unit length, float32 (n, width)."""
+        return F.normalize(self.text_encoder(input_ids=self._ids(texts)).text_embeds.float(), dim=-1).cpu().numpy()
+
+    def preview(self, latents: Tensor) -> UInt8Array:
+        """Return a cheap picture, uint8 (h, w, 3), of one scaled latent (4, h, w)."""
+        pixels = latents.detach().float().cpu().permute(1, 2, 0)
+        weights = self.preview_map.float().cpu()
+        return to_uint8((pixels @ weights[:-1] + weights[-1]).permute(2, 0, 1)[None])[0]
+
+    def _unit(self, pictures: UInt8Array) -> Tensor:
+        return (resized(pictures, self.side) * 2 - 1).to(self.device, self.dtype)
+
+    def _clip_pixels(self, pictures: UInt8Array) -> Tensor:
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.image_processor.image_mean, self.image_processor.image_std))
+        side = int(self.image_encoder.config.image_size)
+        return ((resized(pictures, side) - mean) / std).to(self.device, self.image_encoder.dtype)
+
+    def _ids(self, texts: list[str]) -> Tensor:
+        length = int(self.text_encoder.config.max_position_embeddings)
+        return self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")["input_ids"].to(self.device)
+
+
+def resized(pictures: UInt8Array, side: int) -> Tensor:
+    """Return pictures as float32 (n, 3, side, side) in [0, 1]: area-averaged when they shrink, bilinear when they grow."""
+    values = torch.tensor(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    if values.shape[-1] == side:
+        return values
+    return F.interpolate(values, size=(side, side), mode="area" if values.shape[-1] > side else "bilinear")
+
+
+def to_uint8(pictures: Tensor) -> UInt8Array:
+    """Return (B, 3, H, W) pictures in [0, 1] as uint8 (B, H, W, 3), clamped and rounded."""
+    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def fit_preview(latents: Tensor, pictures: UInt8Array) -> Tensor:
+    """Return the least-squares map (5, 3) from scaled latents (n, 4, h, w) to the pictures' RGB at the latents' resolution."""
+    thumbnails = resized(pictures, latents.shape[-1]).permute(0, 2, 3, 1).reshape(-1, 3)
+    pixels = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1]).float()
+    return torch.linalg.lstsq(torch.cat([pixels, torch.ones(len(pixels), 1)], dim=1), thumbnails).solution
+
+
+def _chunks(pictures: UInt8Array, batch: int) -> list[UInt8Array]:
+    return [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
