@@ -295,7 +295,7 @@ def _stamp(request: Request) -> str:
     decoder = Path(request.decoder) if request.decoder else _DEMO_WEIGHTS / "havir" / request.subject
     digest = hashlib.sha256()
     for folder in (generator, decoder):
-        for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):  # two levels: a recipe may name any folder
             if path.is_file():
                 about = path.stat()
                 digest.update(f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
