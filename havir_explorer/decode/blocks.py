@@ -1,0 +1,160 @@
+"""Building blocks whose every random number comes from a generator that is handed in."""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Dropout(nn.Module):
+    """Dropout that can draw from a generator of its own, so that a resumed training repeats itself whatever else runs.
+
+    Parameters
+    ----------
+    rate : float
+        Share of values set to zero in training, in [0, 1).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.generator: torch.Generator | None = None
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return ``values`` with a random share zeroed and the rest scaled up (training), or unchanged."""
+        if not self.training or self.rate == 0:
+            return values
+        kept = torch.empty_like(values).bernoulli_(1 - self.rate, generator=self.generator)
+        return values * kept / (1 - self.rate)
+
+
+class ResidualMLP(nn.Module):
+    """Linear, LayerNorm, activation, Dropout, plus the input."""
+
+    def __init__(self, width: int, activation: type[nn.Module], dropout: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(width, width, bias=False), nn.LayerNorm(width), activation(), Dropout(dropout))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return float (B, width)."""
+        return hidden + self.body(hidden)
+
+
+class _Stage(nn.Module):
+    """GroupNorm, SiLU and convolution, twice, plus the input through a 1x1 convolution; then twice the side."""
+
+    def __init__(self, inner: int, outer: int, *, double: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(math.gcd(8, inner), inner),
+            nn.SiLU(),
+            nn.Conv2d(inner, outer, 3, padding=1),
+            nn.GroupNorm(math.gcd(8, outer), outer),
+            nn.SiLU(),
+            nn.Conv2d(outer, outer, 3, padding=1),
+        )
+        self.past = nn.Conv2d(inner, outer, 1)
+        self.double = double
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = self.past(maps) + self.body(maps)
+        return functional.interpolate(maps, scale_factor=2.0, mode="nearest") if self.double else maps
+
+
+class Upsampler(nn.Sequential):
+    """Low-resolution maps to latents: a convolution, ``doublings`` + 1 residual stages (all but the last double the side), GroupNorm, SiLU, a convolution.
+
+    The shape of a KL-VAE's decoder, as in MindEye's low-level branch, without its attention.
+    """
+
+    def __init__(self, inner: int, channels: int, outer: int, doublings: int) -> None:
+        stages = [_Stage(channels, channels, double=index < doublings) for index in range(doublings + 1)]
+        ending = (nn.GroupNorm(math.gcd(8, channels), channels), nn.SiLU(), nn.Conv2d(channels, outer, 3, padding=1))
+        super().__init__(nn.Conv2d(inner, channels, 3, padding=1), *stages, *ending)
+
+
+class Repair(nn.Module):
+    """Give predictions back the mean and the spread that regression took from them.
+
+    A regression's predictions shrink towards the mean, and a generator reads small embeddings as weak ones. Brain-Diffuser z-scores
+    predictions over the test set and applies the training mean and spread, which one live trial cannot do; here the predictions' mean and
+    the gain come from held-out training images and are stored with the weights.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of one prediction.
+    gain_shape : tuple of int
+        Broadcasts against ``shape``.
+    """
+
+    predicted_mean: Tensor
+    target_mean: Tensor
+    gain: Tensor
+
+    def __init__(self, shape: tuple[int, ...], gain_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("predicted_mean", torch.zeros(shape))
+        self.register_buffer("target_mean", torch.zeros(shape))
+        self.register_buffer("gain", torch.ones(gain_shape))
+
+    def forward(self, predicted: Tensor) -> Tensor:
+        """Return ``target_mean + gain * (predicted - predicted_mean)``."""
+        return self.target_mean + self.gain * (predicted - self.predicted_mean)
+
+    @torch.no_grad()
+    def fit(self, predicted: Tensor, target: Tensor, held_out: Tensor, strength: float) -> Self:
+        """Set both means from all pairs and the gain from the held-out ones.
+
+        Parameters
+        ----------
+        predicted, target : float (n, *shape)
+            Of training images; a mean is hardly overfitted, a spread is.
+        held_out : bool (n,)
+            Pairs that the weights have not seen.
+        strength : float
+            0 keeps the predictions' spread, 1 restores the targets' fully; in between, the ratio to this power.
+
+        Returns
+        -------
+        Repair
+            Itself.
+        """
+        self.predicted_mean.copy_(predicted.mean(0))
+        self.target_mean.copy_(target.mean(0))
+        reduced = [0, *(axis + 1 for axis, size in enumerate(self.gain.shape) if size == 1)]
+        narrow = (predicted[held_out] - self.predicted_mean).square().mean(reduced, keepdim=True)[0]
+        wide = (target[held_out] - self.target_mean).square().mean(reduced, keepdim=True)[0]
+        ratio = (wide / narrow.clamp_min(1e-12)).sqrt()
+        # A token that never varies (a caption's first) has no spread to restore; 4 bounds what noise can be blown up to.
+        self.gain.copy_(torch.where(wide > 1e-10, ratio.clamp(0.25, 4) ** strength, torch.ones_like(ratio)))
+        return self
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw every parameter afresh from ``generator``: uniform in ± 1/sqrt(fan in) for linear layers and convolutions, identity for norms."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            bound = 1 / math.sqrt(part.weight[0].numel())
+            part.weight.uniform_(-bound, bound, generator=generator)
+            if part.bias is not None:
+                part.bias.zero_()
+        elif isinstance(part, nn.LayerNorm | nn.GroupNorm):
+            part.weight.fill_(1)
+            part.bias.zero_()
+        elif isinstance(part, Repair):
+            part.predicted_mean.zero_()
+            part.target_mean.zero_()
+            part.gain.fill_(1)
+
+
+def use_generator(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Let every dropout inside ``module`` draw from ``generator``."""
+    for part in module.modules():
+        if isinstance(part, Dropout):
+            part.generator = generator

@@ -1,0 +1,291 @@
+"""HAVIR's two branches: spatial voxels to latents, semantic voxels to CLIP image and text tokens (arXiv 2510.03122).
+
+What is fact: the two branches and their inputs, the block names of the Structural Generator (linear projection, LayerNorm, SiLU, Dropout,
+residual MLP blocks, GroupNorm, upsampling) and its losses (MSE and Sobel). What is our reading: every width, the order of the blocks
+(MindEye's low-level branch fits the wording) and the Semantic Extractor's inside (MindBridge's shared trunk with two heads). No code of
+HAVIR's authors could be found; see :mod:`~havir_explorer.decode.manifest` for the voxel split.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from scipy import stats
+from torch import Tensor, nn
+
+from havir_explorer.decode.blocks import Dropout, Repair, ResidualMLP, Upsampler, initialise
+from havir_explorer.decode.manifest import Manifest, SemanticSizes, StructuralSizes
+from havir_explorer.errors import RequestError, WeightsInvalid, WeightsMissing
+from havir_explorer.records import BoolArray, Branch, Contribution, Decoded, FloatArray
+
+WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
+
+
+class StructuralGenerator(nn.Module):
+    """Spatial voxels to latents.
+
+    Linear (no bias), LayerNorm, SiLU, Dropout; residual MLP blocks; Linear (no bias) to low-resolution maps; GroupNorm; a convolutional
+    upsampler to the latents. Widths, and the upsampler's inside, are our reading.
+
+    Parameters
+    ----------
+    n_voxels : int
+    latent_shape : (int, int, int)
+        Channels, height and width; height and width divisible by 2 ** ``sizes.doublings``.
+    sizes : StructuralSizes
+    """
+
+    def __init__(self, n_voxels: int, latent_shape: tuple[int, int, int], sizes: StructuralSizes) -> None:
+        super().__init__()
+        channels, height, width = latent_shape
+        factor = 2**sizes.doublings
+        if height % factor or width % factor:
+            msg = f"{sizes.doublings} doublings cannot end at latents of {height} x {width}; choose fewer"
+            raise WeightsInvalid(msg)
+        self.low = (sizes.maps, height // factor, width // factor)
+        self.stem = nn.Sequential(nn.Linear(n_voxels, sizes.width, bias=False), nn.LayerNorm(sizes.width), nn.SiLU(), Dropout(sizes.dropout))
+        self.blocks = nn.Sequential(*(ResidualMLP(sizes.width, nn.SiLU, sizes.block_dropout) for _ in range(sizes.blocks)))
+        self.to_maps = nn.Linear(sizes.width, int(np.prod(self.low)), bias=False)
+        self.norm = nn.GroupNorm(1, sizes.maps)
+        self.upsample = Upsampler(sizes.maps, sizes.channels, channels, sizes.doublings)
+        self.repair = Repair(latent_shape, (channels, 1, 1))
+
+    def forward(self, voxels: Tensor) -> Tensor:
+        """Return the latents as trained, before :attr:`repair`.
+
+        Parameters
+        ----------
+        voxels : float (B, n_voxels)
+
+        Returns
+        -------
+        float (B, channels, height, width)
+            Already times the autoencoder's scaling factor.
+        """
+        maps: Tensor = self.to_maps(self.blocks(self.stem(voxels)))
+        latents: Tensor = self.upsample(self.norm(maps.unflatten(1, self.low)))
+        return latents
+
+
+class SemanticExtractor(nn.Module):
+    """Semantic voxels to CLIP image and text tokens: a shared trunk, two linear heads.
+
+    Linear, LayerNorm, GELU, Dropout; residual MLP blocks; Linear to all image tokens and Linear to all text tokens. Read from MindBridge,
+    which the wording fits; its adapter on the voxels, there to let subjects share a width, is left out because a model here has one subject.
+
+    Parameters
+    ----------
+    n_voxels : int
+    image_shape, text_shape : (int, int)
+        Token count and width.
+    sizes : SemanticSizes
+    """
+
+    def __init__(self, n_voxels: int, image_shape: tuple[int, int], text_shape: tuple[int, int], sizes: SemanticSizes) -> None:
+        super().__init__()
+        self.image_shape, self.text_shape = image_shape, text_shape
+        self.stem = nn.Sequential(nn.Linear(n_voxels, sizes.width), nn.LayerNorm(sizes.width), nn.GELU(), Dropout(sizes.dropout))
+        self.blocks = nn.Sequential(*(ResidualMLP(sizes.width, nn.GELU, sizes.block_dropout) for _ in range(sizes.blocks)))
+        self.to_image = nn.Linear(sizes.width, int(np.prod(image_shape)))
+        self.to_text = nn.Linear(sizes.width, int(np.prod(text_shape)))
+        self.repair_image = Repair(image_shape, (image_shape[0], 1))
+        self.repair_text = Repair(text_shape, (text_shape[0], 1))
+
+    def forward(self, voxels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return image and text tokens as trained, before the repairs.
+
+        Parameters
+        ----------
+        voxels : float (B, n_voxels)
+
+        Returns
+        -------
+        image : float (B, n_image_tokens, width)
+        text : float (B, n_text_tokens, width)
+        """
+        trunk = self.blocks(self.stem(voxels))
+        return self.to_image(trunk).unflatten(1, self.image_shape), self.to_text(trunk).unflatten(1, self.text_shape)
+
+    def repaired(self, voxels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens with mean and spread restored; the image's first token of unit length, as the generator's own embeddings have it."""
+        image, text = self(voxels)
+        image = self.repair_image(image)
+        return image / image[:, :1].norm(dim=-1, keepdim=True).clamp_min(1e-6), self.repair_text(text)
+
+
+class Havir(nn.Module):
+    """A subject's trained decoder.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    spatial, semantic : bool (n_voxels,)
+        Which columns of the responses each branch reads.
+    """
+
+    def __init__(self, manifest: Manifest, spatial: BoolArray, semantic: BoolArray) -> None:
+        super().__init__()
+        self.manifest = manifest
+        self.spatial, self.semantic = spatial, semantic
+        self.structural_generator = StructuralGenerator(manifest.n_spatial, manifest.latent_shape, manifest.structural)
+        self.semantic_extractor = SemanticExtractor(manifest.n_semantic, manifest.image_shape, manifest.text_shape, manifest.semantic)
+
+    @classmethod
+    def fresh(cls, manifest: Manifest, spatial: BoolArray, semantic: BoolArray, generator: torch.Generator) -> Havir:
+        """Return an untrained decoder whose parameters are drawn from a CPU ``generator`` and from nowhere else."""
+        with torch.device("meta"):
+            havir = cls(manifest, spatial, semantic)
+        havir.to_empty(device="cpu")
+        initialise(havir, generator)
+        return havir
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.structural_generator.to_maps.weight.device
+
+    @torch.inference_mode()
+    def decode(self, responses: FloatArray) -> Decoded:
+        """Decode responses.
+
+        Parameters
+        ----------
+        responses : float32 (B, n_voxels)
+            All voxels of the data set, z-scored; each branch picks its own columns.
+
+        Returns
+        -------
+        Decoded
+            float32 arrays in the CPU's memory.
+
+        Raises
+        ------
+        RequestError
+            Another number of voxels, or a value that is not finite.
+        """
+        if responses.ndim != 2 or responses.shape[1] != self.manifest.n_voxels:
+            msg = f"responses must be (trials, {self.manifest.n_voxels}) for the decoder of {self.manifest.subject}; got {responses.shape}"
+            raise RequestError(msg)
+        if not np.isfinite(responses).all():
+            msg = f"responses of {self.manifest.subject} hold values that are not finite; check the beta files they came from"
+            raise RequestError(msg)
+        self.eval()
+        spatial, semantic = (torch.from_numpy(np.ascontiguousarray(responses[:, mask], dtype=np.float32)).to(self.device) for mask in (self.spatial, self.semantic))
+        latents = self.structural_generator.repair(self.structural_generator(spatial))
+        image, text = self.semantic_extractor.repaired(semantic)
+        return Decoded(latents.float().cpu().numpy(), image.float().cpu().numpy(), text.float().cpu().numpy())
+
+    def contribution(self, branch: Branch) -> Contribution:
+        """Return how much each voxel feeds a branch, read from the weights.
+
+        Percentile, among the branch's voxels, of the L2 norm of the voxel's column in the first linear layer. HAVIR shows such maps without
+        a readable method; its sibling paper speaks of interpretable adapter weights. Weight is not information: correlated voxels share it.
+
+        Parameters
+        ----------
+        branch : {'structural', 'semantic'}
+
+        Returns
+        -------
+        Contribution
+            In [0, 1] (ties share their mean rank), NaN where the branch does not read the voxel.
+
+        Raises
+        ------
+        RequestError
+            Unknown branch.
+        """
+        stems = {"structural": (self.structural_generator.stem, self.spatial), "semantic": (self.semantic_extractor.stem, self.semantic)}
+        if branch not in stems:
+            msg = f"branch must be 'structural' or 'semantic'; got {branch!r}"
+            raise RequestError(msg)
+        stem, mask = stems[branch]
+        norms = stem[0].weight.detach().norm(dim=0).cpu().numpy()
+        values = np.full(len(mask), np.nan, dtype=np.float32)
+        values[mask] = (stats.rankdata(norms) - 1) / max(len(norms) - 1, 1)
+        return Contribution(branch, "weights", values)
+
+    def save(self, folder: Path) -> None:
+        """Write float16 weights, both masks and the manifest into ``folder``, each file whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in self.state_dict().items()}
+        masks = {"mask.spatial": self.spatial, "mask.semantic": self.semantic}
+        tensors |= {name: torch.from_numpy(mask.astype(np.uint8)) for name, mask in masks.items()}
+        save_file(tensors, folder / f"{WEIGHTS}.part")
+        (folder / f"{MANIFEST}.part").write_text(self.manifest.model_dump_json(), encoding="utf-8")
+        for name in (WEIGHTS, MANIFEST):
+            os.replace(folder / f"{name}.part", folder / name)
+
+    @staticmethod
+    def load(folder: Path, *, device: str = "cpu") -> Havir:
+        """Read a decoder back.
+
+        Parameters
+        ----------
+        folder : Path
+            Holds ``manifest.json`` and ``model.safetensors``.
+        device : str
+            Where the weights go, as float32.
+
+        Returns
+        -------
+        Havir
+            In evaluation mode.
+
+        Raises
+        ------
+        WeightsMissing
+            The folder or one of its files is absent.
+        WeightsInvalid
+            A file cannot be read, or the two do not fit together.
+        """
+        for name in (MANIFEST, WEIGHTS):
+            if not (folder / name).is_file():
+                msg = f"the decoder in {folder} lacks {name}; copy the whole folder, or train it again with: havir train"
+                raise WeightsMissing(msg)
+        manifest = _read_manifest(folder / MANIFEST)
+        tensors = _read_weights(folder / WEIGHTS)
+        spatial, semantic = (_mask(tensors, name, manifest, folder) for name in ("spatial", "semantic"))
+        with torch.device("meta"):
+            havir = Havir(manifest, spatial, semantic)
+        try:
+            havir.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+        except RuntimeError as error:
+            msg = f"the weights in {folder / WEIGHTS} do not fit the sizes in {MANIFEST} beside them ({str(error).splitlines()[-1].strip()}); train again with: havir train"
+            raise WeightsInvalid(msg) from error
+        return havir.to(device).eval()
+
+
+def _read_manifest(file: Path) -> Manifest:
+    try:
+        return Manifest.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, pydantic.ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
+        msg = f"{file} is not the manifest of a decoder ({reason}); train again with: havir train"
+        raise WeightsInvalid(msg) from error
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (safetensors.SafetensorError, ValueError) as error:
+        msg = f"the decoder's weights in {file} cannot be read ({error}); the file is truncated or not safetensors: copy it again or train again with: havir train"
+        raise WeightsInvalid(msg) from error
+
+
+def _mask(tensors: dict[str, Any], name: str, manifest: Manifest, folder: Path) -> BoolArray:
+    count = {"spatial": manifest.n_spatial, "semantic": manifest.n_semantic}[name]
+    found = tensors.pop(f"mask.{name}", None)
+    if found is None or found.shape != (manifest.n_voxels,) or int(found.bool().sum()) != count:
+        msg = f"the {name} mask in {folder / WEIGHTS} does not choose {count} of {manifest.n_voxels} voxels as {MANIFEST} says; the files are of two decoders: train again with: havir train"
+        raise WeightsInvalid(msg)
+    mask: BoolArray = found.bool().numpy()
+    return mask

@@ -1,0 +1,164 @@
+"""What is written beside a trained decoder's weights, so that it is never run on voxels it was not trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from havir_explorer.data.dataset import Atlas, Dataset
+from havir_explorer.errors import WeightsInvalid
+from havir_explorer.records import BoolArray, IntArray
+
+SPATIAL_FILE = "prf-visualrois"
+_WHOLE = "nsdgeneral"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StructuralSizes(_Frozen):
+    """Widths of the Structural Generator. The published ones are not known; MindEye's would be 4096, 4 blocks and 64 maps.
+
+    ``maps`` is the number of low-resolution feature maps, ``doublings`` how often the upsampler doubles their side to reach the latents'.
+    """
+
+    width: PositiveInt = 192
+    blocks: int = 1
+    dropout: float = 0.5
+    block_dropout: float = 0.25
+    maps: PositiveInt = 16
+    doublings: int = 1
+    channels: PositiveInt = 32
+
+
+class SemanticSizes(_Frozen):
+    """Widths of the Semantic Extractor. The published ones are not known; MindBridge's would be 2048 and 4 blocks."""
+
+    width: PositiveInt = 128
+    blocks: int = 1
+    dropout: float = 0.5
+    block_dropout: float = 0.25
+
+
+class Record(_Frozen):
+    """How the weights came about: steps, seed, wall time, the losses on held-out training images and what they measured."""
+
+    steps: int
+    seed: int
+    seconds: float
+    date: str
+    device: str
+    training_images: int
+    held_out_images: int
+    held_out_loss_structural: float
+    held_out_loss_semantic: float
+    best_step_structural: int
+    best_step_semantic: int
+    caption_target: str = "mean"
+
+
+class Manifest(_Frozen):
+    """A decoder's identity.
+
+    Parameters
+    ----------
+    subject, dataset : str
+    convention : str
+        How the responses were normalised in training (``Dataset.convention``).
+    voxel_hash : str
+        SHA-256 of the int64 little-endian bytes of ``Geometry.flat_index``.
+    n_voxels, n_spatial, n_semantic : int
+        Columns of the responses, and how many of them each branch reads. The masks themselves lie with the weights.
+    latent_shape : (int, int, int)
+    image_shape, text_shape : (int, int)
+        Token count and width.
+    structural, semantic : sizes
+    train_nsd_ids : tuple of int
+        Every picture the weights or their calibration have seen, in ascending order.
+    record : Record
+    """
+
+    format: Literal[1] = 1
+    kind: Literal["havir"] = "havir"
+    subject: str
+    dataset: str
+    convention: str
+    split: str
+    voxel_hash: str
+    n_voxels: PositiveInt
+    n_spatial: PositiveInt
+    n_semantic: PositiveInt
+    latent_shape: tuple[int, int, int]
+    image_shape: tuple[int, int]
+    text_shape: tuple[int, int]
+    structural: StructuralSizes
+    semantic: SemanticSizes
+    train_nsd_ids: tuple[int, ...]
+    record: Record
+
+    def saw(self, nsd_id: int) -> bool:
+        """Return True when this picture was used in training: its reconstruction flatters."""
+        at = np.searchsorted(self.train_nsd_ids, nsd_id)
+        return bool(at < len(self.train_nsd_ids) and self.train_nsd_ids[at] == nsd_id)
+
+    def check(self, dataset: Dataset, subject: str) -> None:
+        """Make sure that this decoder may read this subject's responses.
+
+        Raises
+        ------
+        WeightsInvalid
+            Trained on another subject, on other voxels, or on responses normalised differently.
+        """
+        again = f"train one with: havir train --dataset {dataset.root} --subject {subject}"
+        if self.subject != subject:
+            msg = f"the decoder was trained on {self.subject} ({self.dataset}) but is asked to read {subject}; a decoder reads only its own subject: {again}"
+            raise WeightsInvalid(msg)
+        found = voxel_hash(dataset.geometry(subject).flat_index)
+        if self.voxel_hash != found:
+            msg = f"the decoder of {subject} was trained on {self.n_voxels} voxels other than those of {dataset.name} (hash {self.voxel_hash[:8]}, found {found[:8]}): {again}"
+            raise WeightsInvalid(msg)
+        if self.convention != dataset.convention:
+            msg = f"the decoder of {subject} expects responses {self.convention!r} but {dataset.name} gives {dataset.convention!r}: {again}"
+            raise WeightsInvalid(msg)
+
+
+def voxel_hash(flat_index: IntArray) -> str:
+    """Return the SHA-256 hex digest of voxel indices as little-endian int64."""
+    return hashlib.sha256(np.ascontiguousarray(flat_index, dtype="<i8").tobytes()).hexdigest()
+
+
+SPLIT = "spatial: nsdgeneral and V1v to hV4 of prf-visualrois; semantic: the rest of nsdgeneral and floc ROIs outside it, without V1v to hV4"
+
+
+def default_split(atlas: Atlas) -> tuple[BoolArray, BoolArray]:
+    """Return the spatial and the semantic voxels.
+
+    HAVIR's own ROI lists could not be read (its abstract says only that the visual cortex is split into spatial-processing and
+    semantic-processing voxels). Ours: spatial = nsdgeneral ∩ {V1, V2, V3, hV4}; semantic = nsdgeneral without them, plus what floc ROIs
+    add outside nsdgeneral, because floc ROIs were drawn generously and overlap nsdgeneral only in part (in the teaching world too).
+
+    Returns
+    -------
+    spatial, semantic : bool (n_voxels,)
+        Disjoint.
+
+    Raises
+    ------
+    WeightsInvalid
+        The atlas leaves one of the two groups empty.
+    """
+    files = tuple(dict.fromkeys(roi.file for roi in atlas.rois))
+    nobody = np.zeros(len(atlas.right), dtype=np.bool_)
+    visual = atlas.voxels(SPATIAL_FILE) if SPATIAL_FILE in files else nobody
+    whole = atlas.voxels(_WHOLE) if _WHOLE in files else ~nobody
+    floc = np.logical_or.reduce([nobody, *(atlas.voxels(f) for f in files if f.startswith("floc-"))])
+    spatial, semantic = whole & visual, (whole | floc) & ~visual
+    for name, voxels in (("spatial", spatial), ("semantic", semantic)):
+        if not voxels.any():
+            msg = f"the split needs {name} voxels ({SPLIT}) but the atlas has none; its files are {', '.join(files) or 'none'}"
+            raise WeightsInvalid(msg)
+    return spatial, semantic

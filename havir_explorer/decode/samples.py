@@ -1,0 +1,98 @@
+"""Responses arranged for training: every picture with its repeats, mixed afresh each time it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from havir_explorer.data.dataset import Dataset
+from havir_explorer.errors import DataInvalid
+from havir_explorer.records import BoolArray, FloatArray, IntArray
+
+MIXED, AVERAGED = 0.5, 0.3
+"""Probability that a sample is a random convex combination of the repeats, and that it is their mean; otherwise it is one repeat (MindEye)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Training pictures and their repeats.
+
+    Parameters
+    ----------
+    nsd_ids : int64 (n,)
+        Ascending.
+    responses : float32 (n_trials, n_voxels)
+    repeats : int64 (n, most repeats)
+        Rows of ``responses``; padded with 0.
+    counts : int64 (n,)
+        How many of the repeats are real.
+    """
+
+    nsd_ids: IntArray
+    responses: FloatArray
+    repeats: Tensor
+    counts: Tensor
+
+    def mix(self, weights: Tensor, pictures: Tensor, voxels: Tensor) -> Tensor:
+        """Return the weighted repeats of ``pictures`` over ``voxels`` (column numbers), float32 (B, n)."""
+        rows = self.repeats[pictures]
+        # Rows first: a whole-row gather of a C-ordered array is cheap, and only the batch is ever copied.
+        chosen = torch.from_numpy(self.responses[rows.numpy().ravel()])[:, voxels]
+        return torch.einsum("br,brv->bv", weights, chosen.unflatten(0, rows.shape))
+
+    def means(self, pictures: Tensor) -> Tensor:
+        """Return the weights (B, most repeats) of plain averages over the real repeats."""
+        real = torch.arange(self.repeats.shape[1]) < self.counts[pictures, None]
+        return real / self.counts[pictures, None]
+
+    def random_weights(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """Return weights (B, most repeats), each row summing to 1: mixed, averaged or single, as the module's probabilities say."""
+        batch, most = len(pictures), self.repeats.shape[1]
+        kind = torch.rand(batch, 1, generator=generator)
+        convex = torch.rand(batch, most, generator=generator) * (torch.arange(most) < self.counts[pictures, None])
+        single = torch.rand(batch, generator=generator).mul(self.counts[pictures]).long()
+        one = torch.nn.functional.one_hot(single, most).float()
+        averaged = torch.where(kind < MIXED + AVERAGED, self.means(pictures), one)
+        return torch.where(kind < MIXED, convex / convex.sum(1, keepdim=True).clamp_min(1e-6), averaged)
+
+
+def collect(dataset: Dataset, subject: str, nsd_ids: IntArray) -> Samples:
+    """Read all trials of the training pictures among ``nsd_ids``; shared (test) pictures are left out.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    subject : str
+    nsd_ids : int64 (n,)
+        Pictures that have targets.
+
+    Returns
+    -------
+    Samples
+
+    Raises
+    ------
+    DataInvalid
+        Fewer than 20 training pictures.
+    """
+    trials = dataset.trials(subject)
+    chosen = trials[~trials["shared"].to_numpy(dtype=bool) & trials["nsd_id"].isin(nsd_ids).to_numpy()]
+    ids, inverse, counts = np.unique(chosen["nsd_id"].to_numpy(dtype=np.int64), return_inverse=True, return_counts=True)
+    if len(ids) < 20:
+        msg = f"training a decoder of {subject} needs at least 20 pictures that are not shared test pictures; {dataset.name} has trials and targets of {len(ids)}: add sessions"
+        raise DataInvalid(msg)
+    order = np.argsort(inverse, kind="stable")
+    repeats = np.zeros((len(ids), int(counts.max())), dtype=np.int64)
+    repeats[np.arange(repeats.shape[1]) < counts[:, None]] = order
+    responses = np.ascontiguousarray(dataset.responses(subject, chosen.index.to_numpy(dtype=np.int64)), dtype=np.float32)
+    return Samples(ids, responses, torch.from_numpy(repeats), torch.from_numpy(counts))
+
+
+def hold_out(count: int, share: float, generator: torch.Generator) -> BoolArray:
+    """Return a mask of at least 5 randomly held-out pictures among ``count``."""
+    held: BoolArray = np.zeros(count, dtype=np.bool_)
+    held[torch.randperm(count, generator=generator)[: max(5, round(count * share))].numpy()] = True
+    return held
