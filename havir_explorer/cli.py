@@ -1,0 +1,283 @@
+"""The ``havir`` command: every sub-command is a few lines over the functions that a script or the app calls."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from havir_explorer import __version__
+from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, table, write
+from havir_explorer.errors import RequestError, nearest
+from havir_explorer.records import Branch, Request
+
+if TYPE_CHECKING:
+    from havir_explorer.records import Reconstruction, Step
+
+app = typer.Typer(
+    name="havir",
+    help="See what a brain response looks like: reconstructions, ROI masks and the cortex that made them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+DatasetOption = Annotated[str, typer.Option("--dataset", help="'demo', or the folder of an NSD tree.")]
+SubjectOption = Annotated[str, typer.Option("--subject", help="subj01 and so on.")]
+DecoderOption = Annotated[str | None, typer.Option("--decoder", help="Folder of a trained HAVIR; the shipped one when left out.")]
+GeneratorOption = Annotated[str | None, typer.Option("--generator", help="Folder of a Versatile Diffusion, or 'demo'.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_D = Request()  # every default on the command line is the record's own
+_BRANCHES: dict[Branch, str] = {"structural": "Structural Generator", "semantic": "Semantic Extractor"}
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console().print(f"havir_explorer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    *,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    *,
+    build_only: Annotated[bool, typer.Option("--build-only", help="Build the teaching world if missing and stop.")] = False,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Serve and print the address instead of opening a browser.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build the teaching world if missing and open the first notebook in JupyterLab."""
+    from havir_explorer import cli_demo
+
+    built = cli_demo.build()
+    notebook = cli_demo.notebook()
+    if as_json:
+        emit({**asdict(built), "notebook": str(notebook)})
+    else:
+        console().print(f"teaching world: {built.folder} ({f'built in {built.seconds:.0f} s' if built.fresh else 'already there'})")
+    if not build_only:
+        raise typer.Exit(cli_demo.serve(notebook, browser=not no_browser))
+
+
+@app.command()
+def reconstruct(
+    *,
+    out: Annotated[Path, typer.Option("--out", help="PNG to write; its recipe goes inside it and beside it as JSON.")] = Path("reconstruction.png"),
+    dataset: Annotated[str | None, typer.Option("--dataset", help=f"'demo', or the folder of an NSD tree. [{_D.dataset}]")] = None,
+    subject: Annotated[str | None, typer.Option("--subject", help=f"[{_D.subject}]")] = None,
+    trial: Annotated[int | None, typer.Option("--trial", help=f"0-based over the experiment. [{_D.trial}]")] = None,
+    repeats: Annotated[str | None, typer.Option("--repeats", help=f"'mean' over the image's presentations, or 'single'. [{_D.repeats}]")] = None,
+    mute: Annotated[str | None, typer.Option("--mute", help="ROIs to silence, e.g. FFA-1,FFA-2 or rh.V1.")] = None,
+    keep: Annotated[str | None, typer.Option("--keep", help="ROIs to keep; everything else is silenced.")] = None,
+    fill: Annotated[str | None, typer.Option("--fill", help=f"What silenced voxels say: 'mean', 'trial' or 'noise'. [{_D.mask.fill}]")] = None,
+    fill_trial: Annotated[int | None, typer.Option("--fill-trial", help="The trial of --fill trial.")] = None,
+    fill_seed: Annotated[int | None, typer.Option("--fill-seed", help="The seed of --fill noise.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help=f"Of the picture's noise. [{_D.settings.seed}]")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help=f"Scheduler steps of the full schedule. [{_D.settings.steps}]")] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help=f"0 decoded latents only, 1 pure noise. [{_D.settings.strength}]")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help=f"Classifier-free guidance scale. [{_D.settings.guidance}]")] = None,
+    mix: Annotated[float | None, typer.Option("--mix", help=f"0 image embedding only, 1 text embedding only. [{_D.settings.mix}]")] = None,
+    generator: GeneratorOption = None,
+    decoder: DecoderOption = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="Start from this picture's or file's recipe; other options change it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Redraw what a subject saw from the brain response to it."""
+    from havir_explorer import store
+
+    base = store.read_recipe(recipe) if recipe else Request()
+    mask = replace(base.mask, **_given(fill=fill, fill_trial=fill_trial, fill_seed=fill_seed, **_lists(mute=mute, keep=keep)))
+    settings = replace(base.settings, **_given(seed=seed, steps=steps, strength=strength, guidance=guidance, mix=mix))
+    chosen = _given(dataset=dataset, subject=subject, trial=trial, repeats=repeats, generator=generator, decoder=decoder)
+    request = replace(base, mask=mask, settings=settings, **chosen)
+    result, cached = _reconstruction(request, can_write(out))
+    store.write_png(result, out)
+    if as_json:
+        emit(_as_dict(result, out, cached=cached))
+    else:
+        _print(result, out, cached=cached)
+
+
+def _given(**options: Any) -> dict[str, Any]:  # noqa: ANN401 - each value has its option's type
+    """What the user typed; the rest keeps the recipe's or the record's value."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _lists(**options: str | None) -> dict[str, tuple[str, ...] | None]:
+    return {name: None if text is None else names(text) for name, text in options.items()}
+
+
+def _reconstruction(request: Request, out: Path) -> tuple[Reconstruction, bool]:
+    """The result, and whether it was remembered from an earlier run."""
+    from havir_explorer.pipeline import run
+    from havir_explorer.store import Store
+
+    memory = Store()
+    known = memory.get(request)
+    if known is not None:
+        return known, True
+    with progress_bar(f"drawing {out.name}") as show:
+
+        def on_step(step: Step) -> None:
+            show(step.index / step.count if step.count else 0.0, f"{step.stage} {step.index}/{step.count}" if step.count else step.stage)
+
+        result = run(request, on_step=on_step)
+    memory.put(result)
+    return result, False
+
+
+def _as_dict(result: Reconstruction, out: Path, *, cached: bool) -> dict[str, object]:
+    scores = {s.name: {"value": float(s.value), "chance": s.chance, "higher_is_better": s.higher_is_better, "protocol": s.protocol} for s in result.scores}
+    return {
+        "picture": str(out),
+        "recipe": str(out.with_suffix(".json")),
+        "key": result.request.key,
+        "request": asdict(result.request),
+        "kind": result.kind,
+        "synthetic": result.synthetic,
+        "trained_on": result.trained_on,
+        "cached": cached,
+        "scores": scores,
+        "seconds": dict(result.seconds),
+        "steps_run": result.steps_run,
+        "signal": result.signal,
+    }
+
+
+def _print(result: Reconstruction, out: Path, *, cached: bool) -> None:
+    labels = [result.kind, *(["synthetic subject"] if result.synthetic else []), *(["seen in training: it flatters"] if result.trained_on else [])]
+    rows = [(s.name, f"{s.value:.3f}", "–" if s.chance is None else f"{s.chance:.3f}") for s in result.scores]
+    table(f"{result.request.subject}, trial {result.request.trial} – {', '.join(labels)}", ("score", "value", "chance"), rows)
+    times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds)
+    console().print(f"{'remembered' if cached else times}\nwrote {out} and its recipe {out.with_suffix('.json')}")
+
+
+@app.command()
+def evaluate(
+    *,
+    dataset: DatasetOption = _D.dataset,
+    subject: SubjectOption = _D.subject,
+    limit: Annotated[int, typer.Option("--limit", help="At most this many shared test images.")] = 100,
+    conditions: Annotated[str, typer.Option("--conditions", help="Some of the conditions, e.g. full,no_brain; all when left out.")] = "",
+    seed: Annotated[int, typer.Option("--seed", help="Of every picture's noise.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Score reconstructions of the shared test images, and of the controls that show what the brain added."""
+    from havir_explorer import evaluate as scoring
+
+    chosen = names(conditions) or tuple(scoring.ALL)
+    with progress_bar(f"evaluating {subject}") as show:
+        found = scoring.evaluate(dataset, subject, conditions=chosen, limit=limit, seed=seed, progress=show)
+    if as_json:
+        emit(found.as_dict())
+    else:
+        console().print(found.as_table())
+
+
+@app.command()
+def train(
+    *,
+    dataset: DatasetOption = _D.dataset,
+    subject: SubjectOption = _D.subject,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the weights. [the cache folder]")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimiser steps of each branch.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of initialisation and batches.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on from the folder's last checkpoint.")] = True,
+    generator: GeneratorOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train HAVIR's two branches on one subject's responses."""
+    from havir_explorer import cli_train
+
+    trained = cli_train.train(dataset, subject, generator or _D.generator, out, steps=steps, seed=seed, resume=resume)
+    if as_json:
+        emit(trained)
+    else:
+        console().print(f"wrote {trained['weights']}: use it with --decoder {trained['weights']}")
+
+
+@app.command("map")
+def map_(
+    *,
+    out: Annotated[Path, typer.Option("--out", help="PNG, PDF or SVG to draw.")] = Path("map.png"),
+    dataset: DatasetOption = _D.dataset,
+    subject: SubjectOption = _D.subject,
+    branch: Annotated[str, typer.Option("--branch", help="structural or semantic.")] = "structural",
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the ROI table here.")] = None,
+    decoder: DecoderOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw which cortex feeds a branch."""
+    from havir_explorer import attribute, pipeline
+    from havir_explorer.draw import cortex
+
+    which = _branch(branch)
+    for path in (out, csv):
+        if path is not None:
+            can_write(path)
+    tree, model, _ = pipeline.models(Request(dataset=dataset, subject=subject, decoder=decoder or ""))
+    contribution = attribute.contribution(model, which)
+    atlas, surface = tree.atlas(subject), tree.surface(subject)
+    rois = attribute.roi_table(contribution, atlas, tree.ncsnr(subject))
+    painted = cortex.cortical_map(contribution.values, surface)
+    title = f"{_BRANCHES[which]} – {subject}, {tree.name}"
+    figure = cortex.figure(painted, surface, atlas, title=title, unit="percentile of weight norm", synthetic=tree.synthetic)
+    write(out, lambda part: figure.savefig(part, dpi=150))
+    if csv is not None:
+        write(csv, lambda part: rois.to_csv(part, index=False))
+    if as_json:
+        written = {"map": str(out), "csv": str(csv) if csv else None}
+        emit({**written, "branch": which, "method": contribution.method, "rois": json.loads(rois.to_json(orient="records"))})
+    else:
+        console().print(f"wrote {out}{f' and {csv}' if csv else ''}")
+
+
+def _branch(name: str) -> Branch:
+    for known in _BRANCHES:
+        if name == known:
+            return known
+    msg = f"branch must be 'structural' or 'semantic'; got {name!r}; {nearest(name, _BRANCHES, 1)}"
+    raise RequestError(msg)
+
+
+@app.command()
+def doctor(*, as_json: JsonOption = False) -> None:
+    """Say what works here, and what to do about what does not."""
+    from havir_explorer import cli_doctor
+
+    checks = cli_doctor.examine()
+    if as_json:
+        emit({"usable": cli_doctor.usable(checks), "checks": [asdict(check) for check in checks]})
+    else:
+        cli_doctor.show(checks)
+    if not cli_doctor.usable(checks):
+        raise typer.Exit(OURS)
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Run ``havir`` with these arguments and return its exit code; never raises, never exits.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Without the program's name.
+    """
+    return guarded(lambda: int(app(args=list(arguments), prog_name="havir") or 0))
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    sys.exit(command(sys.argv[1:]))

@@ -1,0 +1,128 @@
+"""What the commands share: how they report, what they print, and how an error becomes one sentence and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from havir_explorer.errors import Cancelled, HavirError, OutputError
+
+DEBUG = "HAVIR_DEBUG"
+"""Environment variable: when set, errors come with their traceback."""
+
+FINE, OURS, YOURS, STOPPED = 0, 1, 2, 130
+"""Exit codes: done; our fault; the user's input or files; stopped by the user."""
+
+
+def console(*, to_stderr: bool = False) -> Console:
+    """A console on the current stdout or stderr; words are never broken by highlighting."""
+    return Console(stderr=to_stderr, highlight=False, soft_wrap=True)
+
+
+def emit(values: object) -> None:
+    """Print JSON on stdout, and nothing else, so that the output can be piped."""
+    sys.stdout.write(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> None:
+    """Print a table; every column but the first is flushed right where it holds numbers."""
+    grid = Table(title=title or None, title_justify="left")
+    for place, name in enumerate(columns):
+        grid.add_column(name, justify="right" if place and numbers else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    Console(highlight=False).print(grid)
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run a command and return its exit code; errors become one sentence on stderr.
+
+    Parameters
+    ----------
+    work : callable
+        Returns an exit code or raises.
+
+    Returns
+    -------
+    int
+        0 fine, 1 our fault, 2 the user's input or files, 130 stopped by the user.
+    """
+    try:
+        return work()
+    except SystemExit as leave:  # how typer ends help and usage errors (2)
+        return leave.code if isinstance(leave.code, int) else FINE if leave.code is None else OURS
+    except (Cancelled, KeyboardInterrupt):
+        return _say("stopped", STOPPED)
+    except HavirError as fault:
+        return _say(str(fault), YOURS)
+    except Exception as fault:  # noqa: BLE001 - the last line of defence: anything unforeseen is our fault, said in one line
+        return _say(f"unexpected {type(fault).__name__}: {fault or 'no message'}; this is a bug: run again with {DEBUG}=1 to see where", OURS)
+
+
+def _say(sentence: str, code: int) -> int:
+    if os.environ.get(DEBUG):
+        console(to_stderr=True).print_exception()
+    sys.stderr.write(f"havir: {' '.join(sentence.split())}\n")
+    return code
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[float, str], None]]:
+    """Show a bar on stderr and yield the function that moves it: share done in [0, 1] and a line of text."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+    with Progress(*columns, console=console(to_stderr=True), transient=True) as bars:
+        bar = bars.add_task(title, total=1.0)
+        yield lambda share, line: bars.update(bar, completed=share, description=line)
+
+
+def can_write(path: Path) -> Path:
+    """Return the path once it is known that a file can be written there, before minutes go into what belongs in it.
+
+    Raises
+    ------
+    OutputError
+        The folder is missing or not writable, or the path is a folder.
+    """
+    folder = path.parent
+    if path.is_dir():
+        msg = f"cannot write {path}: it is a folder; give the name of a file in it"
+        raise OutputError(msg)
+    if not folder.is_dir():
+        msg = f"cannot write {path}: the folder {folder} does not exist; make it first, or write somewhere else"
+        raise OutputError(msg)
+    if not os.access(folder, os.W_OK):
+        msg = f"cannot write {path}: no permission to write in {folder}; write somewhere else"
+        raise OutputError(msg)
+    return path
+
+
+def write(path: Path, save: Callable[[Path], object]) -> Path:
+    """Save under a temporary name, then rename, so that a file is either whole or absent.
+
+    Raises
+    ------
+    OutputError
+        The disk is full or the place cannot be written.
+    """
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        save(part)
+        part.replace(path)
+    except OSError as fault:
+        part.unlink(missing_ok=True)
+        msg = f"cannot write {path}: {fault.strerror or fault}; free some space or write somewhere else"
+        raise OutputError(msg) from fault
+    return path
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """Split ``"FFA-1, FFA-2"`` into names."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())

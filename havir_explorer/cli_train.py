@@ -1,0 +1,52 @@
+"""``havir train``: encode what a subject saw, then fit both branches of HAVIR to it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from havir_explorer import paths
+from havir_explorer.cli_show import progress_bar
+from havir_explorer.data import open_dataset
+from havir_explorer.decode import targets
+from havir_explorer.decode.train import STEPS, fit
+from havir_explorer.diffuse import weights
+from havir_explorer.errors import OutputError, RequestError, nearest
+
+
+def train(dataset: str, subject: str, generator: str, out: Path | None, *, steps: int | None, seed: int, resume: bool) -> dict[str, object]:
+    """Train one subject's decoder on every image that is not shared, and say what came of it.
+
+    Raises
+    ------
+    RequestError
+        The subject is unknown.
+    OutputError
+        The folder cannot be made.
+    """
+    tree = open_dataset(dataset)
+    if subject not in tree.subjects():
+        msg = f"{tree.name} has no subject {subject!r}; {nearest(subject, tree.subjects())}"
+        raise RequestError(msg)
+    folder = _folder(out or paths.cache_folder() / "havir" / tree.name / subject)
+    started = time.perf_counter()
+    encoder = weights.load(generator)
+    trials = tree.trials(subject)
+    seen = np.unique(trials.loc[~trials["shared"], "nsd_id"].to_numpy(dtype=np.int64))
+    with progress_bar("encoding stimuli") as show:
+        wanted = targets.build(tree, seen, encoder, progress=show)
+    with progress_bar("training") as show:
+        model = fit(tree, subject, wanted, folder, steps=STEPS if steps is None else steps, seed=seed, progress=show, resume=resume)
+    seconds = round(time.perf_counter() - started, 1)
+    return {"weights": str(folder), "subject": subject, "images": len(seen), "wall_seconds": seconds, **model.manifest.record.model_dump()}
+
+
+def _folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        msg = f"cannot make the folder {folder}: {fault.strerror}; give another one with --out"
+        raise OutputError(msg) from fault
+    return folder
