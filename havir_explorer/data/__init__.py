@@ -1,0 +1,73 @@
+"""Where numbers come from: the :class:`~havir_explorer.data.dataset.Dataset` protocol, NSD's reader, and the teaching world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from havir_explorer.data.dataset import Dataset
+from havir_explorer.data.nsd import MARKER, NSD
+from havir_explorer.errors import DataMissing
+from havir_explorer.paths import cache_folder
+
+__all__ = ["DEMO", "WORLD", "demo_folder", "open_dataset"]
+
+DEMO = "demo"
+"""The name of the teaching world."""
+WORLD = "demo-v1"
+"""Its folder in the cache; a change of its content takes another number."""
+
+
+def demo_folder() -> Path:
+    """Return where the teaching world lies, or would lie."""
+    return cache_folder() / WORLD
+
+
+def open_dataset(name_or_path: str | Path = DEMO, *, progress: Callable[[float, str], None] | None = None) -> Dataset:
+    """Open a data set; the same tree is opened once a process.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        ``"demo"`` for the teaching world, which is built in the cache folder when it is not there; anything else is the folder of an NSD tree.
+    progress : callable, optional
+        Called with the share done and a phrase while the teaching world is built.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    DataMissing, DataInvalid
+        No such folder, or not an NSD tree.
+    OutputError
+        The teaching world cannot be written.
+    """
+    if name_or_path == DEMO:
+        return _open(_built(demo_folder(), progress))
+    folder = Path(name_or_path).expanduser().resolve()
+    if not str(name_or_path) or not folder.is_dir():
+        msg = f"no data set at {str(name_or_path)!r}: {folder} is not a folder; give the folder of an NSD tree, or 'demo' for the teaching world"
+        raise DataMissing(msg)
+    return _open(folder)
+
+
+def _built(folder: Path, progress: Callable[[float, str], None] | None) -> Path:
+    """Write the teaching world unless it is there; it appears under its name only when complete."""
+    if not (folder / MARKER).is_file():
+        from havir_explorer.data.demo.write import write_world  # only a first start needs the world's anatomy and nilearn
+
+        write_world(folder, progress or _silent)
+    return folder.resolve()
+
+
+def _silent(_share: float, _phrase: str) -> None:
+    """Tell nobody."""
+
+
+@lru_cache(maxsize=8)
+def _open(folder: Path) -> NSD:
+    """Open a tree once; a failed attempt is not remembered."""
+    return NSD(folder)

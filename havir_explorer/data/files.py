@@ -1,0 +1,140 @@
+"""Open a data file, or say in one sentence why that failed."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
+
+from havir_explorer.errors import DataInvalid, DataMissing, OutputError
+
+Array = npt.NDArray[np.generic]
+Grid = tuple[int, int, int]
+
+_UNREADABLE = (ImageFileError, OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile)
+
+
+def require(path: Path, what: str, todo: str) -> Path:
+    """Return ``path`` when it is a file.
+
+    Raises
+    ------
+    DataMissing
+        ``"{what} not found: {path}; {todo}"``.
+    """
+    if not path.is_file():
+        msg = f"{what} not found: {path}; {todo}"
+        raise DataMissing(msg)
+    return path
+
+
+def volume(path: Path, what: str, grid: Grid | None = None) -> tuple[Array, npt.NDArray[np.float64]]:
+    """Read a NIfTI volume.
+
+    Parameters
+    ----------
+    path : Path
+    what : str
+        What the file is, for the error's sentence.
+    grid : (int, int, int), optional
+        Expected (X, Y, Z).
+
+    Returns
+    -------
+    values : (X, Y, Z)
+        In the file's own dtype, or floating where the header asks for scaling.
+    affine : float64 (4, 4)
+
+    Raises
+    ------
+    DataMissing, DataInvalid
+        Absent; unreadable or of another grid.
+    """
+    require(path, what, "download it into the tree or leave its family of files out")
+    try:
+        image = nibabel.load(path)
+        values, affine = np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
+    except _UNREADABLE as error:
+        msg = f"{what} cannot be read: {path} ({error or type(error).__name__}); it looks truncated, so download it again"
+        raise DataInvalid(msg) from error
+    if values.ndim != 3 or (grid is not None and values.shape != grid):
+        msg = f"{what} has shape {values.shape}, expected {grid or '(X, Y, Z)'}: {path}; it belongs to another subject or grid"
+        raise DataInvalid(msg)
+    return values, affine
+
+
+def vertex_table(path: Path, what: str, columns: int) -> npt.NDArray[np.float64]:
+    """Read an ``.mgz`` table of per-vertex numbers.
+
+    Returns
+    -------
+    float64 (n_vertices, columns)
+
+    Raises
+    ------
+    DataMissing, DataInvalid
+        Absent; unreadable or not a multiple of ``columns`` long.
+    """
+    require(path, what, "download the subject's transforms folder")
+    try:
+        values = np.asarray(nibabel.load(path).dataobj, dtype=np.float64)  # type: ignore[attr-defined]
+    except _UNREADABLE as error:
+        msg = f"{what} cannot be read: {path} ({error or type(error).__name__}); it looks truncated, so download it again"
+        raise DataInvalid(msg) from error
+    if values.size == 0 or values.size % columns or values.shape[0] != values.size // columns:
+        msg = f"{what} has shape {values.shape}, expected (vertices, {columns}): {path}"
+        raise DataInvalid(msg)
+    # MGH is Fortran-ordered, and writers differ in where they put the axes of length one.
+    return values.reshape((-1, columns), order="F")
+
+
+def hdf5(path: Path, what: str, todo: str, dataset: str) -> tuple[h5py.File, h5py.Dataset]:
+    """Open an HDF5 file and one data set of it; the caller closes the file.
+
+    Raises
+    ------
+    DataMissing, DataInvalid
+        Absent; truncated, not HDF5, or without ``dataset``.
+    """
+    require(path, what, todo)
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        msg = f"{what} cannot be opened: {path} ({path.stat().st_size:,} bytes) is truncated or not HDF5; {todo}"
+        raise DataInvalid(msg) from error
+    if not isinstance(file.get(dataset), h5py.Dataset):
+        found = ", ".join(sorted(file)) or "nothing"
+        file.close()
+        msg = f"{what} holds no data set {dataset!r}, found {found}: {path}; {todo}"
+        raise DataInvalid(msg)
+    return file, file[dataset]
+
+
+def save_array(path: Path, array: Array) -> None:
+    """Write ``array`` as ``.npy``: under a temporary name first, so that no half-written file ever carries the real one.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be written, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, array)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        msg = f"the response cache cannot be written: {path} ({error.strerror or error}); free some space or point HAVIR_CACHE to another folder"
+        raise OutputError(msg) from error

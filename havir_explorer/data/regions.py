@@ -1,0 +1,147 @@
+"""ROI volumes and their names: which voxels a subject has, which regions they belong to, and on which side they lie."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from havir_explorer.data import files
+from havir_explorer.data.dataset import Atlas, Geometry, Roi
+from havir_explorer.errors import DataInvalid, DataMissing
+from havir_explorer.records import BoolArray
+
+GENERAL = "nsdgeneral"
+ORDER = ("prf-visualrois", "prf-eccrois", "floc-faces", "floc-bodies", "floc-places", "floc-words", "streams", "Kastner2015", "HCP_MMP1")
+"""Files in the order ROIs are listed; others follow by name, nsdgeneral comes last."""
+PARCELLATIONS = ("HCP_MMP1", "corticalsulc")
+"""Files that label the whole cortex: they name voxels but do not add any, or a subject would have a hundred thousand."""
+
+Codes = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class _File:
+    """One atlas file: codes over the volume, and 'is in the left / right hemisphere's file'."""
+
+    name: str
+    codes: Codes
+    left: BoolArray
+    right: BoolArray
+
+
+def read_atlas(root: Path, subject: str) -> tuple[Geometry, Atlas]:
+    """Read every ROI file of a subject.
+
+    Returns
+    -------
+    geometry : Geometry
+        Voxels of nsdgeneral and of every ROI, sorted by their C-order index in the NIfTI grid.
+    atlas : Atlas
+        A name that an earlier file already uses is prefixed with its file (``HCP_MMP1.V1`` beside prf-visualrois' V1v and V1d), so
+        that a name never means two atlases at once.
+
+    Raises
+    ------
+    DataMissing
+        No nsdgeneral, or an ROI file without its ctab.
+    DataInvalid
+        A volume is unreadable or of another grid, a ctab is malformed, or no voxel is labelled.
+    """
+    folder = root / "nsddata" / "ppdata" / subject / "func1pt8mm" / "roi"
+    general = files.require(folder / f"{GENERAL}.nii.gz", f"ROI file nsdgeneral of {subject}", "download the subject's func1pt8mm/roi folder")
+    codes, affine = files.volume(general, "ROI file")
+    grid = (codes.shape[0], codes.shape[1], codes.shape[2])
+    atlases = [_read_file(folder, name, grid) for name in _names(folder)]
+    known = np.logical_or.reduce([a.codes > 0 for a in atlases if a.name not in PARCELLATIONS])
+    flat = np.flatnonzero(known)
+    if not len(flat):
+        msg = f"no voxel of {subject} is labelled: every ROI file in {folder} is empty; download the folder again"
+        raise DataInvalid(msg)
+    geometry = Geometry(flat, grid, affine)
+    return geometry, Atlas(_rois(root, subject, atlases, flat), _right(atlases, geometry, subject))
+
+
+def read_ctab(file: Path) -> dict[int, str]:
+    """Read a name table: ``code name`` a line; code 0 (Unknown) and codes below it are left out.
+
+    Raises
+    ------
+    DataInvalid
+        A line is not a number and a name.
+    """
+    names = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        parts = line.split(None, 1)
+        if not parts:
+            continue
+        if len(parts) < 2 or not parts[0].lstrip("-").isdecimal():
+            msg = f"name table has a line that is not 'code name': {line!r} in {file}; download it again"
+            raise DataInvalid(msg)
+        names[int(parts[0])] = parts[1].strip()
+    return {code: name for code, name in names.items() if code > 0}
+
+
+def _names(folder: Path) -> list[str]:
+    """List the atlas files of a roi folder in the order of ``ORDER``."""
+    stems = {p.name.removesuffix(".nii.gz") for p in folder.glob("*.nii.gz")}
+    rank = {name: i for i, name in enumerate(ORDER)}
+    return sorted((s for s in stems if not s.startswith(("lh.", "rh."))), key=lambda s: (s == GENERAL, rank.get(s, len(rank)), s))
+
+
+def _read_file(folder: Path, name: str, grid: files.Grid) -> _File:
+    """Read an atlas file with its hemisphere files."""
+    both, left, right = (np.rint(files.volume(folder / f"{side}{name}.nii.gz", "ROI file", grid)[0]).astype(np.int32).ravel() for side in ("", "lh.", "rh."))
+    return _File(name, both, left > 0, right > 0)
+
+
+def _ctab(root: Path, subject: str, name: str) -> dict[int, str]:
+    """Find and read the name table of an atlas file."""
+    label = root / "nsddata" / "freesurfer" / subject / "label" / f"{name}.mgz.ctab"
+    for file in (label, root / "nsddata" / "templates" / f"{name}.ctab"):
+        if file.is_file():
+            return read_ctab(file)
+    if name == GENERAL:  # one region, named as its file
+        return {1: GENERAL}
+    msg = f"name table of ROI file {name} ({subject}) not found: {label}; download it, or take {name}.nii.gz out of the subject's roi folder"
+    raise DataMissing(msg)
+
+
+def _rois(root: Path, subject: str, atlases: list[_File], flat: npt.NDArray[np.int64]) -> tuple[Roi, ...]:
+    """Name the regions that have a voxel; no name is used for two files."""
+    rois: list[Roi] = []
+    taken: set[str] = set()
+    for atlas in atlases:
+        table, codes = _ctab(root, subject, atlas.name), atlas.codes[flat]
+        unnamed = sorted(set(np.unique(codes[codes > 0]).tolist()) - set(table))
+        if unnamed:
+            msg = f"ROI file {atlas.name} of {subject} holds code {unnamed[0]}, which its name table does not name; the two are of different releases"
+            raise DataInvalid(msg)
+        named = [(name, codes == code) for code, name in sorted(table.items())]
+        fresh = [Roi(f"{atlas.name}.{name}" if name in taken else name, atlas.name, voxels) for name, voxels in named if voxels.any()]
+        rois += fresh
+        taken |= {roi.name for roi in fresh} | {roi.name[:-1] for roi in fresh if roi.name[-1:] in ("v", "d")}
+    return tuple(rois)
+
+
+def _right(atlases: list[_File], geometry: Geometry, subject: str) -> BoolArray:
+    """Tell the hemisphere of each voxel from the lh. and rh. files; a voxel of both or of neither goes by its place."""
+    flat = geometry.flat_index
+    left = np.logical_or.reduce([a.left[flat] for a in atlases])
+    right = np.logical_or.reduce([a.right[flat] for a in atlases])
+    x = np.unravel_index(flat, geometry.shape)[0]
+    sure_left, sure_right = left & ~right, right & ~left
+    if not (sure_left.any() and sure_right.any()):
+        side = "lh." if sure_right.any() else "rh."
+        msg = f"the {side} ROI files of {subject} label no voxel, so hemispheres cannot be told apart; download the subject's func1pt8mm/roi folder again"
+        raise DataInvalid(msg)
+    at_left, at_right = x[sure_left].mean(), x[sure_right].mean()
+    step = float(geometry.affine[0, 0]) or 1.0
+    if (at_left - at_right) * step > 0:
+        msg = f"the lh. ROI files of {subject} lie to the right of the rh. ones (mean x {at_left:.1f}, {at_right:.1f}); the names are trusted, not the affine"
+        warnings.warn(msg, stacklevel=2)
+    nearer_right: BoolArray = np.abs(x - at_right) < np.abs(x - at_left)
+    return np.where(left ^ right, sure_right, nearer_right)
