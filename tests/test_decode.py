@@ -17,9 +17,10 @@ from havir_explorer.decode import losses
 from havir_explorer.decode.blocks import Dropout, Repair
 from havir_explorer.decode.havir import Havir, StructuralGenerator
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes, default_split, voxel_hash
+from havir_explorer.decode.run import CHECKPOINT, Options, one_cycle
 from havir_explorer.decode.samples import collect
 from havir_explorer.decode.targets import Targets, build
-from havir_explorer.decode.train import CHECKPOINT, Options, fit, one_cycle
+from havir_explorer.decode.train import fit
 from havir_explorer.errors import Cancelled, DataInvalid, DataMissing, RequestError, WeightsInvalid, WeightsMissing
 
 OPTIONS = Options(
@@ -45,7 +46,7 @@ def targets(world: SmallWorld) -> Targets:
 @pytest.fixture(scope="module")
 def trained(world: SmallWorld, targets: Targets, tmp_path_factory: pytest.TempPathFactory) -> tuple[Havir, Path]:
     folder = tmp_path_factory.mktemp("havir")
-    return fit(world, "subj01", targets, folder, steps=400, seed=3, options=OPTIONS), folder
+    return fit(world, "subj01", targets, folder, steps=200, seed=3, options=OPTIONS), folder
 
 
 # losses
@@ -103,8 +104,10 @@ def test_token_loss_ignores_scale_and_adds_the_squared_distance() -> None:
 def test_structural_generator_has_the_blocks_of_the_method_in_order() -> None:
     model = StructuralGenerator(30, (4, 8, 8), OPTIONS.structural)
     assert [type(part) for part in model.stem] == [nn.Linear, nn.LayerNorm, nn.SiLU, Dropout]
-    assert model.stem[0].bias is None and model.to_maps.bias is None
-    assert isinstance(model.norm, nn.GroupNorm) and model.norm.num_groups == 1
+    assert model.stem[0].bias is None
+    assert model.to_maps.bias is None
+    assert isinstance(model.norm, nn.GroupNorm)
+    assert model.norm.num_groups == 1
     assert model(torch.zeros(3, 30)).shape == (3, 4, 8, 8)
 
 
@@ -202,7 +205,8 @@ def test_training_finds_the_causes(world: SmallWorld, targets: Targets, trained:
 def test_decoded_tokens_have_the_generators_norms(world: SmallWorld, targets: Targets, trained: tuple[Havir, Path]) -> None:
     decoded = trained[0].decode(world.responses("subj01", np.arange(30)))
     assert np.allclose(np.linalg.norm(decoded.image_embeds[:, 0], axis=-1), 1, atol=1e-4)
-    assert decoded.text_embeds.shape == (30, 4, 6) and np.allclose(decoded.text_embeds, 3.5, atol=0.05)
+    assert decoded.text_embeds.shape == (30, 4, 6)
+    assert np.allclose(decoded.text_embeds, 3.5, atol=0.05)
     assert decoded.latents.dtype == np.float32
 
 
@@ -219,15 +223,19 @@ def test_each_branch_reads_only_its_own_voxels(world: SmallWorld, trained: tuple
 
 def test_manifest_records_the_training(world: SmallWorld, trained: tuple[Havir, Path]) -> None:
     manifest = trained[0].manifest
-    assert manifest.saw(0) and manifest.saw(TRAIN - 1) and not manifest.saw(TRAIN) and not manifest.saw(-1)
-    assert manifest.record.steps == 400 and manifest.record.held_out_images == 18
+    assert manifest.saw(0)
+    assert manifest.saw(TRAIN - 1)
+    assert not manifest.saw(TRAIN)
+    assert not manifest.saw(-1)
+    assert manifest.record.steps == 200
+    assert manifest.record.held_out_images == 18
     assert manifest.voxel_hash == voxel_hash(np.arange(VOXELS))
     manifest.check(world, "subj01")
 
 
 def test_manifest_refuses_other_subjects_voxels_and_conventions(trained: tuple[Havir, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     manifest, world = trained[0].manifest, SmallWorld()
-    with pytest.raises(WeightsInvalid, match="trained on subj01 .* asked to read subj02"):
+    with pytest.raises(WeightsInvalid, match=r"trained on subj01 .* asked to read subj02"):
         manifest.check(world, "subj02")
     with pytest.raises(WeightsInvalid, match="voxels other than"):
         manifest.model_copy(update={"subject": "subj02"}).check(world, "subj02")
@@ -278,7 +286,8 @@ def test_a_saved_decoder_decodes_the_same_after_loading(world: SmallWorld, train
     havir, folder = trained
     again, responses = Havir.load(folder), world.responses("subj01", np.arange(5))
     assert np.array_equal(again.decode(responses).latents, havir.decode(responses).latents)
-    assert again.manifest == havir.manifest and np.array_equal(again.spatial, havir.spatial)
+    assert again.manifest == havir.manifest
+    assert np.array_equal(again.spatial, havir.spatial)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])

@@ -41,7 +41,8 @@ class ResidualMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return float (B, width)."""
-        return hidden + self.body(hidden)
+        added: Tensor = self.body(hidden)
+        return hidden + added
 
 
 class _Stage(nn.Module):
@@ -58,11 +59,11 @@ class _Stage(nn.Module):
             nn.Conv2d(outer, outer, 3, padding=1),
         )
         self.past = nn.Conv2d(inner, outer, 1)
-        self.double = double
+        self.doubles = double
 
     def forward(self, maps: Tensor) -> Tensor:
         maps = self.past(maps) + self.body(maps)
-        return functional.interpolate(maps, scale_factor=2.0, mode="nearest") if self.double else maps
+        return functional.interpolate(maps, scale_factor=2.0, mode="nearest") if self.doubles else maps
 
 
 class Upsampler(nn.Sequential):

@@ -9,7 +9,6 @@ HAVIR's authors could be found; see :mod:`~havir_explorer.decode.manifest` for t
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from havir_explorer.errors import RequestError, WeightsInvalid, WeightsMissing
 from havir_explorer.records import BoolArray, Branch, Contribution, Decoded, FloatArray
 
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
+_AGAIN = "train again with: havir train"
 
 
 class StructuralGenerator(nn.Module):
@@ -71,7 +71,7 @@ class StructuralGenerator(nn.Module):
             Already times the autoencoder's scaling factor.
         """
         maps: Tensor = self.to_maps(self.blocks(self.stem(voxels)))
-        latents: Tensor = self.upsample(self.norm(maps.unflatten(1, self.low)))
+        latents: Tensor = self.upsample(self.norm(maps.view(-1, *self.low)))
         return latents
 
 
@@ -112,7 +112,7 @@ class SemanticExtractor(nn.Module):
         text : float (B, n_text_tokens, width)
         """
         trunk = self.blocks(self.stem(voxels))
-        return self.to_image(trunk).unflatten(1, self.image_shape), self.to_text(trunk).unflatten(1, self.text_shape)
+        return self.to_image(trunk).view(-1, *self.image_shape), self.to_text(trunk).view(-1, *self.text_shape)
 
     def repaired(self, voxels: Tensor) -> tuple[Tensor, Tensor]:
         """Return tokens with mean and spread restored; the image's first token of unit length, as the generator's own embeddings have it."""
@@ -178,7 +178,7 @@ class Havir(nn.Module):
             msg = f"responses of {self.manifest.subject} hold values that are not finite; check the beta files they came from"
             raise RequestError(msg)
         self.eval()
-        spatial, semantic = (torch.from_numpy(np.ascontiguousarray(responses[:, mask], dtype=np.float32)).to(self.device) for mask in (self.spatial, self.semantic))
+        spatial, semantic = (torch.from_numpy(responses[:, mask].astype(np.float32)).to(self.device) for mask in (self.spatial, self.semantic))
         latents = self.structural_generator.repair(self.structural_generator(spatial))
         image, text = self.semantic_extractor.repaired(semantic)
         return Decoded(latents.float().cpu().numpy(), image.float().cpu().numpy(), text.float().cpu().numpy())
@@ -208,7 +208,7 @@ class Havir(nn.Module):
             msg = f"branch must be 'structural' or 'semantic'; got {branch!r}"
             raise RequestError(msg)
         stem, mask = stems[branch]
-        norms = stem[0].weight.detach().norm(dim=0).cpu().numpy()
+        norms = stem.get_parameter("0.weight").detach().norm(dim=0).cpu().numpy()
         values = np.full(len(mask), np.nan, dtype=np.float32)
         values[mask] = (stats.rankdata(norms) - 1) / max(len(norms) - 1, 1)
         return Contribution(branch, "weights", values)
@@ -222,7 +222,7 @@ class Havir(nn.Module):
         save_file(tensors, folder / f"{WEIGHTS}.part")
         (folder / f"{MANIFEST}.part").write_text(self.manifest.model_dump_json(), encoding="utf-8")
         for name in (WEIGHTS, MANIFEST):
-            os.replace(folder / f"{name}.part", folder / name)
+            (folder / f"{name}.part").replace(folder / name)
 
     @staticmethod
     def load(folder: Path, *, device: str = "cpu") -> Havir:
@@ -259,7 +259,8 @@ class Havir(nn.Module):
         try:
             havir.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
         except RuntimeError as error:
-            msg = f"the weights in {folder / WEIGHTS} do not fit the sizes in {MANIFEST} beside them ({str(error).splitlines()[-1].strip()}); train again with: havir train"
+            reason = str(error).splitlines()[-1].strip()
+            msg = f"the weights in {folder / WEIGHTS} do not fit the sizes in {MANIFEST} beside them ({reason}); {_AGAIN}"
             raise WeightsInvalid(msg) from error
         return havir.to(device).eval()
 
@@ -269,7 +270,7 @@ def _read_manifest(file: Path) -> Manifest:
         return Manifest.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, pydantic.ValidationError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
-        msg = f"{file} is not the manifest of a decoder ({reason}); train again with: havir train"
+        msg = f"{file} is not the manifest of a decoder ({reason}); {_AGAIN}"
         raise WeightsInvalid(msg) from error
 
 
@@ -277,7 +278,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (safetensors.SafetensorError, ValueError) as error:
-        msg = f"the decoder's weights in {file} cannot be read ({error}); the file is truncated or not safetensors: copy it again or train again with: havir train"
+        msg = f"the decoder's weights in {file} cannot be read ({error}); the file is truncated or not safetensors: copy it anew, or {_AGAIN}"
         raise WeightsInvalid(msg) from error
 
 
@@ -285,7 +286,8 @@ def _mask(tensors: dict[str, Any], name: str, manifest: Manifest, folder: Path) 
     count = {"spatial": manifest.n_spatial, "semantic": manifest.n_semantic}[name]
     found = tensors.pop(f"mask.{name}", None)
     if found is None or found.shape != (manifest.n_voxels,) or int(found.bool().sum()) != count:
-        msg = f"the {name} mask in {folder / WEIGHTS} does not choose {count} of {manifest.n_voxels} voxels as {MANIFEST} says; the files are of two decoders: train again with: havir train"
+        wanted = f"{count} of {manifest.n_voxels} voxels"
+        msg = f"the {name} mask in {folder / WEIGHTS} does not choose {wanted} as {MANIFEST} says; the files are of two decoders: {_AGAIN}"
         raise WeightsInvalid(msg)
     mask: BoolArray = found.bool().numpy()
     return mask

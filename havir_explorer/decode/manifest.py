@@ -47,17 +47,17 @@ class SemanticSizes(_Frozen):
 class Record(_Frozen):
     """How the weights came about: steps, seed, wall time, the losses on held-out training images and what they measured."""
 
-    steps: int
-    seed: int
-    seconds: float
-    date: str
-    device: str
-    training_images: int
-    held_out_images: int
-    held_out_loss_structural: float
-    held_out_loss_semantic: float
-    best_step_structural: int
-    best_step_semantic: int
+    steps: int = 0
+    seed: int = 0
+    seconds: float = 0.0
+    date: str = ""
+    device: str = ""
+    training_images: int = 0
+    held_out_images: int = 0
+    held_out_loss_structural: float = 0.0
+    held_out_loss_semantic: float = 0.0
+    best_step_structural: int = 0
+    best_step_semantic: int = 0
     caption_target: str = "mean"
 
 
@@ -119,7 +119,8 @@ class Manifest(_Frozen):
             raise WeightsInvalid(msg)
         found = voxel_hash(dataset.geometry(subject).flat_index)
         if self.voxel_hash != found:
-            msg = f"the decoder of {subject} was trained on {self.n_voxels} voxels other than those of {dataset.name} (hash {self.voxel_hash[:8]}, found {found[:8]}): {again}"
+            hashes = f"hash {self.voxel_hash[:8]}, found {found[:8]}"
+            msg = f"the decoder of {subject} was trained on {self.n_voxels} voxels other than those of {dataset.name} ({hashes}): {again}"
             raise WeightsInvalid(msg)
         if self.convention != dataset.convention:
             msg = f"the decoder of {subject} expects responses {self.convention!r} but {dataset.name} gives {dataset.convention!r}: {again}"

@@ -41,7 +41,7 @@ class Samples:
         rows = self.repeats[pictures]
         # Rows first: a whole-row gather of a C-ordered array is cheap, and only the batch is ever copied.
         chosen = torch.from_numpy(self.responses[rows.numpy().ravel()])[:, voxels]
-        return torch.einsum("br,brv->bv", weights, chosen.unflatten(0, rows.shape))
+        return torch.einsum("br,brv->bv", weights, chosen.view(*rows.shape, len(voxels)))
 
     def means(self, pictures: Tensor) -> Tensor:
         """Return the weights (B, most repeats) of plain averages over the real repeats."""
@@ -82,7 +82,7 @@ def collect(dataset: Dataset, subject: str, nsd_ids: IntArray) -> Samples:
     chosen = trials[~trials["shared"].to_numpy(dtype=bool) & trials["nsd_id"].isin(nsd_ids).to_numpy()]
     ids, inverse, counts = np.unique(chosen["nsd_id"].to_numpy(dtype=np.int64), return_inverse=True, return_counts=True)
     if len(ids) < 20:
-        msg = f"training a decoder of {subject} needs at least 20 pictures that are not shared test pictures; {dataset.name} has trials and targets of {len(ids)}: add sessions"
+        msg = f"a decoder of {subject} needs at least 20 pictures that are not shared test pictures; {dataset.name} has {len(ids)} with targets: add sessions"
         raise DataInvalid(msg)
     order = np.argsort(inverse, kind="stable")
     repeats = np.zeros((len(ids), int(counts.max())), dtype=np.int64)

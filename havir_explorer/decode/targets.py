@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -108,4 +109,4 @@ def _texts(dataset: Dataset, nsd_ids: IntArray, encoder: Encoder, captions: Capt
         groups = [group[:1] for group in groups]
     embeds = encoder.embed_texts([caption for group in groups for caption in group])
     edges = np.cumsum([0, *(len(group) for group in groups)])
-    return np.stack([embeds[low:high].mean(0) for low, high in zip(edges[:-1], edges[1:], strict=True)])
+    return np.stack([embeds[low:high].mean(0) for low, high in itertools.pairwise(edges)])
