@@ -103,7 +103,7 @@ def reconstruct(
     settings = replace(base.settings, **_given(seed=seed, steps=steps, strength=strength, guidance=guidance, mix=mix))
     chosen = _given(dataset=dataset, subject=subject, trial=trial, repeats=repeats, generator=generator, decoder=decoder)
     request = replace(base, mask=mask, settings=settings, **chosen)
-    result, cached = _reconstruction(request, can_write(out))
+    result, cached = _reconstruction(request, can_write(out, ".png"))
     store.write_png(result, out)
     if as_json:
         emit(_as_dict(result, out, cached=cached))
@@ -222,20 +222,21 @@ def map_(
 ) -> None:
     """Draw which cortex feeds a branch."""
     from havir_explorer import attribute, pipeline
-    from havir_explorer.draw import cortex
+    from havir_explorer.draw.cortex import cortical_map
+    from havir_explorer.draw.figure import figure
 
     which = _branch(branch)
-    for path in (out, csv):
-        if path is not None:
-            can_write(path)
+    can_write(out, ".png", ".pdf", ".svg")
+    if csv is not None:
+        can_write(csv, ".csv")
     tree, model, _ = pipeline.models(Request(dataset=dataset, subject=subject, decoder=decoder or ""))
     contribution = attribute.contribution(model, which)
     atlas, surface = tree.atlas(subject), tree.surface(subject)
     rois = attribute.roi_table(contribution, atlas, tree.ncsnr(subject))
-    painted = cortex.cortical_map(contribution.values, surface)
+    painted = cortical_map(contribution.values, surface)
     title = f"{_BRANCHES[which]} – {subject}, {tree.name}"
-    figure = cortex.figure(painted, surface, atlas, title=title, unit="percentile of weight norm", synthetic=tree.synthetic)
-    write(out, lambda part: figure.savefig(part, dpi=150))
+    drawn = figure(painted, surface, atlas, title=title, unit="percentile of weight norm", synthetic=tree.synthetic)
+    write(out, drawn.savefig)
     if csv is not None:
         write(csv, lambda part: rois.to_csv(part, index=False))
     if as_json:

@@ -83,13 +83,19 @@ def progress_bar(title: str) -> Iterator[Callable[[float, str], None]]:
         yield lambda share, line: bars.update(bar, completed=share, description=line)
 
 
-def can_write(path: Path) -> Path:
+def can_write(path: Path, *endings: str) -> Path:
     """Return the path once it is known that a file can be written there, before minutes go into what belongs in it.
+
+    Parameters
+    ----------
+    path : Path
+    *endings : str
+        What the name may end in.
 
     Raises
     ------
     OutputError
-        The folder is missing or not writable, or the path is a folder.
+        The folder is missing or not writable, the path is a folder, or its name ends otherwise.
     """
     folder = path.parent
     if path.is_dir():
@@ -100,6 +106,9 @@ def can_write(path: Path) -> Path:
         raise OutputError(msg)
     if not os.access(folder, os.W_OK):
         msg = f"cannot write {path}: no permission to write in {folder}; write somewhere else"
+        raise OutputError(msg)
+    if path.suffix.lower() not in endings:
+        msg = f"cannot write {path}: its name must end in {' or '.join(endings)}, which says how it is written"
         raise OutputError(msg)
     return path
 

@@ -1,0 +1,78 @@
+"""Shared fixtures: the teaching world, one request in it, a cache of one's own, and the browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in a test may depend on the network
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The teaching world, read as the NSD tree it is; built once into the user's cache folder."""
+    from havir_explorer.data import open_dataset
+
+    return open_dataset("demo")
+
+
+@pytest.fixture(scope="session")
+def subject() -> str:
+    return "subj01"
+
+
+@pytest.fixture(scope="session")
+def trial(demo, subject) -> int:
+    """The first trial whose picture no decoder was trained on."""
+    trials = demo.trials(subject)
+    return int(trials.index[trials["shared"]][0])
+
+
+@pytest.fixture(scope="session")
+def mask():
+    """A lesion of the face areas."""
+    from havir_explorer.records import Mask
+
+    return Mask(mute=("FFA-1", "FFA-2"))
+
+
+@pytest.fixture(scope="session")
+def request_(demo, subject, trial):
+    """A small but whole request."""
+    from havir_explorer.records import Request, Settings
+
+    return Request(dataset="demo", subject=subject, trial=trial, settings=Settings(steps=4))
+
+
+@pytest.fixture
+def cache(demo, tmp_path, monkeypatch) -> Path:
+    """A cache folder of the test's own; the teaching world and its prepared responses are borrowed from the user's."""
+    from havir_explorer.data import WORLD
+    from havir_explorer.paths import cache_folder
+
+    users, own = cache_folder(), tmp_path / "cache"
+    own.mkdir()
+    for name in (WORLD, "responses"):
+        (users / name).mkdir(exist_ok=True)
+        (own / name).symlink_to((users / name).resolve(), target_is_directory=True)
+    monkeypatch.setenv("HAVIR_CACHE", str(own))
+    return own
+
+
+@pytest.fixture
+def tree(demo, tmp_path, monkeypatch) -> Path:
+    """A copy of the teaching world to damage, made of links; replace a file, do not write into it."""
+    root = tmp_path / "tree"
+    shutil.copytree(demo.root, root, copy_function=os.symlink)
+    monkeypatch.setenv("HAVIR_CACHE", str(tmp_path / "cache"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str | None:
+    """The system's Chromium, or None: Playwright then starts its own."""
+    return next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)

@@ -1,0 +1,217 @@
+"""The ``havir`` command: what it prints, writes and returns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from havir_explorer import __version__, cli_demo, cli_doctor, cli_show
+from havir_explorer.cli import command
+from havir_explorer.errors import Cancelled, HavirError, OutputError
+
+
+@pytest.fixture
+def told(capsys):
+    """Run a command that must succeed and return what its ``--json`` printed."""
+
+    def run(*arguments: object) -> dict:
+        capsys.readouterr()
+        code = command([*(str(a) for a in arguments), "--json"])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return json.loads(printed.out)
+
+    return run
+
+
+def test_the_installed_command_answers():
+    havir = Path(sys.executable).parent / "havir"
+    done = subprocess.run([havir, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == f"havir_explorer {__version__}"
+
+
+def test_help_names_every_command(capsys):
+    assert command(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("demo", "reconstruct", "evaluate", "train", "map", "doctor"))
+
+
+@pytest.mark.parametrize("name", ["demo", "reconstruct", "evaluate", "train", "map", "doctor"])
+def test_every_command_has_help_and_json(capsys, name):
+    assert command([name, "--help"]) == 0
+    assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["reconstruct", "--colour", "red"], ["map", "--out"]])
+def test_usage_errors_return_2(capsys, arguments):
+    assert command(arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        (HavirError("asked this,\nfound that"), 2, "havir: asked this, found that\n"),
+        (Cancelled(), 130, "havir: stopped\n"),
+        (KeyboardInterrupt(), 130, "havir: stopped\n"),
+        (ZeroDivisionError("by zero"), 1, "havir: unexpected ZeroDivisionError: by zero; this is a bug: run again with HAVIR_DEBUG=1 to see where\n"),
+        (SystemExit(3), 3, ""),
+        (SystemExit(None), 0, ""),
+    ],
+)
+def test_an_error_is_one_sentence_and_a_code(capsys, monkeypatch, fault, code, words):
+    monkeypatch.delenv(cli_show.DEBUG, raising=False)
+
+    def work() -> int:
+        raise fault
+
+    assert cli_show.guarded(work) == code
+    assert capsys.readouterr().err == words
+
+
+def test_the_traceback_can_be_seen(capsys, monkeypatch):
+    monkeypatch.setenv(cli_show.DEBUG, "1")
+
+    def deep_inside() -> int:
+        return 1 // 0
+
+    assert cli_show.guarded(deep_inside) == 1
+    assert "deep_inside" in capsys.readouterr().err
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    def fails(part: Path) -> None:
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutputError, match="No space left"):
+        cli_show.write(tmp_path / "map.png", fails)
+    assert list(tmp_path.iterdir()) == []
+    cli_show.write(tmp_path / "map.png", lambda part: part.write_text("whole"))
+    assert [p.name for p in tmp_path.iterdir()] == ["map.png"]
+
+
+@pytest.mark.parametrize(("text", "expected"), [(None, ()), ("", ()), ("FFA-1", ("FFA-1",)), (" FFA-1, rh.V1 ,", ("FFA-1", "rh.V1"))])
+def test_names_are_split(text, expected):
+    assert cli_show.names(text) == expected
+
+
+def test_reconstruct_writes_the_picture_and_its_recipe(told, cache, tmp_path, trial):
+    out = tmp_path / "r.png"
+    said = told("reconstruct", "--trial", trial, "--mute", "FFA-1,FFA-2", "--steps", 4, "--seed", 3, "--out", out)
+    assert said["picture"] == str(out)
+    assert Path(said["recipe"]).is_file()
+    assert said["request"]["mask"]["mute"] == ["FFA-1", "FFA-2"]
+    assert said["synthetic"] is True
+    assert said["trained_on"] is False
+    assert said["kind"] == "generated"
+    assert {"PixCorr", "SSIM", "CLIP"} <= set(said["scores"])
+    assert said["scores"]["CLIP"]["chance"] == 0.5
+    assert all(seconds >= 0 for seconds in said["seconds"].values())
+    assert np.asarray(Image.open(out)).dtype == np.uint8
+
+
+def test_a_picture_is_drawn_again_from_its_recipe(told, cache, tmp_path, trial):
+    first, again, changed = tmp_path / "first.png", tmp_path / "again.png", tmp_path / "changed.png"
+    asked = told("reconstruct", "--trial", trial, "--mute", "FFA-1", "--steps", 4, "--strength", 0.5, "--out", first)["request"]
+    assert told("reconstruct", "--recipe", first, "--out", again)["request"] == asked
+    assert np.array_equal(Image.open(first), Image.open(again))
+    other = told("reconstruct", "--recipe", first.with_suffix(".json"), "--mute", "", "--seed", 9, "--out", changed)["request"]
+    assert other["mask"]["mute"] == []
+    assert other["settings"] == {**asked["settings"], "seed": 9}
+    assert not np.array_equal(Image.open(first), Image.open(changed))
+
+
+def test_reconstruct_for_people(capsys, cache, tmp_path, trial):
+    assert command(["reconstruct", "--trial", str(trial), "--steps", "2", "--out", str(tmp_path / "r.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "synthetic subject" in printed
+    assert "generated" in printed
+    assert "chance" in printed
+
+
+def test_evaluate_prints_the_agreed_shape(told, cache):
+    said = told("evaluate", "--limit", 4, "--conditions", "full,no_brain")
+    assert said["n_images"] == 4
+    assert set(said["conditions"]) == {"full", "no_brain"}
+    for metrics in said["conditions"].values():
+        assert set(metrics) == {"PixCorr", "SSIM", "CLIP", "CLIP-cos"}
+        assert all(len(score["ci95"]) == 2 and score["ci95"][0] <= score["mean"] <= score["ci95"][1] for score in metrics.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("branch", ["structural", "semantic"])
+def test_map_draws_the_cortex_and_its_table(told, cache, tmp_path, branch):
+    out, csv = tmp_path / "map.png", tmp_path / "rois.csv"
+    said = told("map", "--branch", branch, "--out", out, "--csv", csv)
+    picture = np.asarray(Image.open(out).convert("RGB"))
+    assert min(picture.shape[:2]) > 300
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    rois = {row["roi"] for row in said["rois"]}
+    assert {"V1v", "FFA-1"} <= rois
+    assert csv.read_text().splitlines()[0].split(",")[0] == "roi"
+
+
+def test_train_makes_weights_that_reconstruct(told, cache, tmp_path, trial):
+    folder = tmp_path / "weights"
+    said = told("train", "--steps", 3, "--out", folder)
+    assert said["weights"] == str(folder)
+    assert said["steps"] == 3
+    used = told("reconstruct", "--trial", trial, "--decoder", folder, "--steps", 2, "--out", tmp_path / "r.png")
+    assert used["request"]["decoder"] == str(folder)
+
+
+def test_demo_builds_and_names_the_notebook(told, cache):
+    said = told("demo", "--build-only")
+    assert Path(said["folder"]).is_dir()
+    assert said["notebook"].endswith("01_first_look.ipynb")
+
+
+def test_demo_serves_without_a_browser(monkeypatch, tmp_path):
+    started = []
+
+    class Server:
+        def __init__(self, arguments):
+            started.extend(arguments)
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(cli_demo.subprocess, "Popen", Server)
+    notebook = tmp_path / "notebooks" / "01_first_look.ipynb"
+    assert cli_demo.serve(notebook, browser=False) == 0
+    assert "--no-browser" in started
+    assert f"--ServerApp.root_dir={tmp_path}" in started
+    assert "--LabApp.default_url=/lab/tree/notebooks/01_first_look.ipynb" in started
+
+
+def test_doctor_finds_nothing_wrong_here(told, demo):
+    said = told("doctor")
+    assert said["usable"] is True
+    assert {c["name"] for c in said["checks"]} == {"python", "packages", "device", "cache", "generator", "decoders", "data", "notebook"}
+
+
+def test_doctor_says_what_to_do(capsys, monkeypatch, tmp_path):
+    from havir_explorer.diffuse import weights
+
+    monkeypatch.setattr(weights, "demo_folder", lambda: tmp_path / "nothing")
+    assert command(["doctor"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "✗ generator" in printed
+    assert "havir train" in printed
+
+
+def test_doctor_survives_a_broken_patient(monkeypatch):
+    def breaks() -> cli_doctor.Check:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli_doctor, "_device", breaks)
+    checks = {c.name: c for c in cli_doctor.examine()}
+    assert checks["device"].state == "broken"
+    assert "ZeroDivisionError" in checks["device"].found
