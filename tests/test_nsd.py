@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import pandas as pd
 import pytest
 from scipy.io import savemat
 
-from havir_explorer.data import betas, open_dataset, regions, surface
+from havir_explorer.data import WORLD, betas, open_dataset, regions, surface
 from havir_explorer.data.dataset import Geometry
+from havir_explorer.data.demo import write
 from havir_explorer.data.nsd import CONVENTION, NSD
 from havir_explorer.errors import DataInvalid, DataMissing, MaskError, OutputError, RequestError
 
@@ -380,6 +382,24 @@ def test_open_dataset_opens_a_path_once(pristine: Tree, tmp_path: Path, monkeypa
     assert list((tmp_path / "elsewhere" / "responses").rglob("*.npy"))
     with pytest.raises(DataMissing, match=r"no data set at 'nowhere'.*'demo'"):
         open_dataset("nowhere")
+
+
+def test_the_teaching_world_is_built_once(pristine: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Path] = []
+
+    def write_world(folder: Path, progress: Callable[[float, str], None]) -> None:
+        built.append(folder)
+        progress(1.0, "done")
+        shutil.copytree(pristine.root, folder)
+        (folder / "synthetic.json").write_text('{"synthetic": true, "name": "demo-v1"}')
+
+    told: list[str] = []
+    monkeypatch.setenv("HAVIR_CACHE", str(tmp_path))
+    monkeypatch.setattr(write, "write_world", write_world)
+    first = open_dataset("demo", progress=lambda _, phrase: told.append(phrase))
+    assert (first.name, first.synthetic, first.root) == (WORLD, True, (tmp_path / write.WORLD).resolve())
+    assert open_dataset() is first
+    assert (built, told) == ([tmp_path / write.WORLD], ["done"])
 
 
 def test_a_folder_that_is_no_nsd_tree(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,8 @@ ORDER = ("prf-visualrois", "prf-eccrois", "floc-faces", "floc-bodies", "floc-pla
 PARCELLATIONS = ("HCP_MMP1", "corticalsulc")
 """Files that label the whole cortex: they name voxels but do not add any, or a subject would have a hundred thousand."""
 
-Codes = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, eq=False)
-class _File:
-    """One atlas file: codes over the volume, and 'is in the left / right hemisphere's file'."""
-
-    name: str
-    codes: Codes
-    left: BoolArray
-    right: BoolArray
+Codes = npt.NDArray[Any]
+"""Whole numbers in whatever integer type the file has."""
 
 
 def read_atlas(root: Path, subject: str) -> tuple[Geometry, Atlas]:
@@ -53,16 +44,17 @@ def read_atlas(root: Path, subject: str) -> tuple[Geometry, Atlas]:
     """
     folder = root / "nsddata" / "ppdata" / subject / "func1pt8mm" / "roi"
     general = files.require(folder / f"{GENERAL}.nii.gz", f"ROI file nsdgeneral of {subject}", "download the subject's func1pt8mm/roi folder")
-    codes, affine = files.volume(general, "ROI file")
-    grid = (codes.shape[0], codes.shape[1], codes.shape[2])
-    atlases = [_read_file(folder, name, grid) for name in _names(folder)]
-    known = np.logical_or.reduce([a.codes > 0 for a in atlases if a.name not in PARCELLATIONS])
-    flat = np.flatnonzero(known)
+    first, affine = files.volume(general, "ROI file")
+    grid = (first.shape[0], first.shape[1], first.shape[2])
+    volumes = {name: _codes(folder / f"{name}.nii.gz", grid) for name in _names(folder)}
+    flat = np.flatnonzero(np.logical_or.reduce([codes > 0 for name, codes in volumes.items() if name not in PARCELLATIONS]))
     if not len(flat):
         msg = f"no voxel of {subject} is labelled: every ROI file in {folder} is empty; download the folder again"
         raise DataInvalid(msg)
-    geometry = Geometry(flat, grid, affine)
-    return geometry, Atlas(_rois(root, subject, atlases, flat), _right(atlases, geometry, subject))
+    geometry, at = Geometry(flat, grid, affine), np.unravel_index(flat, grid)
+    rois = _rois(root, subject, {name: codes[at] for name, codes in volumes.items()})
+    left, right = (np.logical_or.reduce([_codes(folder / f"{side}.{name}.nii.gz", grid)[at] > 0 for name in volumes]) for side in ("lh", "rh"))
+    return geometry, Atlas(rois, _right(left, right, geometry, subject))
 
 
 def read_ctab(file: Path) -> dict[int, str]:
@@ -92,10 +84,10 @@ def _names(folder: Path) -> list[str]:
     return sorted((s for s in stems if not s.startswith(("lh.", "rh."))), key=lambda s: (s == GENERAL, rank.get(s, len(rank)), s))
 
 
-def _read_file(folder: Path, name: str, grid: files.Grid) -> _File:
-    """Read an atlas file with its hemisphere files."""
-    both, left, right = (np.rint(files.volume(folder / f"{side}{name}.nii.gz", "ROI file", grid)[0]).astype(np.int32).ravel() for side in ("", "lh.", "rh."))
-    return _File(name, both, left > 0, right > 0)
+def _codes(path: Path, grid: files.Grid) -> Codes:
+    """Read a volume of whole-number codes."""
+    values, _ = files.volume(path, "ROI file", grid)
+    return values if np.issubdtype(values.dtype, np.integer) else np.rint(values.astype(np.float32)).astype(np.int32)
 
 
 def _ctab(root: Path, subject: str, name: str) -> dict[int, str]:
@@ -110,29 +102,26 @@ def _ctab(root: Path, subject: str, name: str) -> dict[int, str]:
     raise DataMissing(msg)
 
 
-def _rois(root: Path, subject: str, atlases: list[_File], flat: npt.NDArray[np.int64]) -> tuple[Roi, ...]:
+def _rois(root: Path, subject: str, labels: dict[str, Codes]) -> tuple[Roi, ...]:
     """Name the regions that have a voxel; no name is used for two files."""
     rois: list[Roi] = []
     taken: set[str] = set()
-    for atlas in atlases:
-        table, codes = _ctab(root, subject, atlas.name), atlas.codes[flat]
+    for file, codes in labels.items():
+        table = _ctab(root, subject, file)
         unnamed = sorted(set(np.unique(codes[codes > 0]).tolist()) - set(table))
         if unnamed:
-            msg = f"ROI file {atlas.name} of {subject} holds code {unnamed[0]}, which its name table does not name; the two are of different releases"
+            msg = f"ROI file {file} of {subject} holds code {unnamed[0]}, which its name table does not name; the two are of different releases"
             raise DataInvalid(msg)
         named = [(name, codes == code) for code, name in sorted(table.items())]
-        fresh = [Roi(f"{atlas.name}.{name}" if name in taken else name, atlas.name, voxels) for name, voxels in named if voxels.any()]
+        fresh = [Roi(f"{file}.{name}" if name in taken else name, file, voxels) for name, voxels in named if voxels.any()]
         rois += fresh
         taken |= {roi.name for roi in fresh} | {roi.name[:-1] for roi in fresh if roi.name[-1:] in ("v", "d")}
     return tuple(rois)
 
 
-def _right(atlases: list[_File], geometry: Geometry, subject: str) -> BoolArray:
+def _right(left: BoolArray, right: BoolArray, geometry: Geometry, subject: str) -> BoolArray:
     """Tell the hemisphere of each voxel from the lh. and rh. files; a voxel of both or of neither goes by its place."""
-    flat = geometry.flat_index
-    left = np.logical_or.reduce([a.left[flat] for a in atlases])
-    right = np.logical_or.reduce([a.right[flat] for a in atlases])
-    x = np.unravel_index(flat, geometry.shape)[0]
+    x = np.unravel_index(geometry.flat_index, geometry.shape)[0]
     sure_left, sure_right = left & ~right, right & ~left
     if not (sure_left.any() and sure_right.any()):
         side = "lh." if sure_right.any() else "rh."
