@@ -1,0 +1,314 @@
+"""The app's one cortex: a mesh drawn once, then painted in place."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import ipywidgets as widgets
+import numpy as np
+import plotly.graph_objects as go
+
+from havir_explorer.data.dataset import Atlas, SurfaceMap
+from havir_explorer.draw import mesh, palette
+from havir_explorer.draw.cortex import Region, regions
+from havir_explorer.errors import RequestError
+from havir_explorer.records import FloatArray
+
+Theme = Literal["light", "dark"]
+VIEWS = ("left lateral", "right lateral", "ventral", "medial", "posterior", "flat")
+"""Views on offer, in the order of the buttons."""
+
+SPATIAL = ("prf-visualrois",)
+"""Atlas files outlined by the "spatial" switch; every other outlined file belongs to "semantic"."""
+
+_MESH, _BAR, _LETTERS, _NAMES = range(4)  # traces; the outlines follow, two a file (casing and line)
+_FIRST_OUTLINE = 4
+_INK = {"light": "#3c3c3c", "dark": "#d0d0d0"}
+_CASING = "#1c1c1c"
+_FIT = 1.55
+"""Sum of both half axes that plotly's orthographic camera shows along the height, measured in the browser."""
+
+
+class CortexPanel:
+    """Cortical map with ROI outlines; one plotly FigureWidget for the life of the app.
+
+    ``widget`` goes into a layout; everything else is methods. Painting sends 160 kB to the browser, the mesh is sent once.
+
+    Parameters
+    ----------
+    height : int
+        Of the figure in pixels; it never changes.
+    width : int
+        Width in pixels that the views are fitted to; the figure itself fills its container.
+    theme : {'light', 'dark'}
+        Colour of the text; see :meth:`set_theme`.
+
+    Attributes
+    ----------
+    widget : ipywidgets.VBox
+        View buttons and outline switches over the figure.
+    figure : plotly.graph_objects.FigureWidget
+    view : str
+        One of ``VIEWS``.
+    """
+
+    def __init__(self, *, height: int = 420, width: int = 720, theme: Theme = "light") -> None:
+        self._box = (width, height - 20)
+        self._regions: tuple[Region, ...] = ()
+        self._lines: dict[bool, dict[str, list[mesh.Outline]]] = {}
+        self._scale: tuple[str, float, float, str] | None = None
+        self._theme: Theme = theme
+        self.view = VIEWS[0]
+        self.figure = go.FigureWidget(layout=_layout(height, theme))
+        self.figure._config = {"displayModeBar": False, "scrollZoom": True, "responsive": True}  # noqa: SLF001 - FigureWidget takes no config argument
+        with self.figure.batch_update():
+            self.figure.add_traces(self._base_traces())
+        self._buttons = widgets.ToggleButtons(
+            options=[(v.capitalize(), v) for v in VIEWS], value=self.view, style={"button_width": "auto"}, layout=widgets.Layout(width="auto")
+        )
+        self._switches = {name: _switch(name) for name in ("spatial ROIs", "semantic ROIs", "names")}
+        self._switches["names"].value = False
+        self._buttons.observe(lambda change: self.set_view(change["new"]), "value")
+        for switch in self._switches.values():
+            switch.observe(lambda _: self._show_outlines(), "value")
+        bar = widgets.HBox(
+            [self._buttons, widgets.HBox(list(self._switches.values()))],
+            layout=widgets.Layout(justify_content="space-between", align_items="center", flex_flow="row wrap"),
+        )
+        self.widget = widgets.VBox([bar, self.figure], layout=widgets.Layout(width="100%", min_height=f"{height + 40}px"))
+
+    def set_rois(self, atlas: Atlas, surface: SurfaceMap) -> None:
+        """Draw the outlines of a subject's ROIs; call it when the subject changes.
+
+        Parameters
+        ----------
+        atlas : Atlas
+        surface : SurfaceMap
+        """
+        self._regions = tuple(Region(r.name, r.file, mesh.to_fsaverage5(r.inside)) for r in regions(atlas, surface))
+        self._lines = {}
+        with self.figure.batch_update():
+            self.figure.data = self.figure.data[:_FIRST_OUTLINE]
+            self.figure.data[_MESH].text = self._vertex_names()
+        self.figure.add_traces(self._outline_traces())
+        self._place_names()
+        self._show_outlines()
+
+    def show(
+        self,
+        values_by_vertex: FloatArray,
+        title: str,
+        unit: str,
+        vmin: float,
+        vmax: float,
+        *,
+        cmap: str = palette.UNSIGNED,
+        threshold: float | None = None,
+    ) -> None:
+        """Paint a map; the mesh, the camera and the outlines stay as they are.
+
+        Parameters
+        ----------
+        values_by_vertex : float32 (n_vertices,)
+            Of fsaverage5, fsaverage6 or fsaverage; NaN is drawn as bare cortex.
+        title, unit : str
+        vmin, vmax : float
+            Range of the colours.
+        cmap : str
+            matplotlib colour map; ``palette.SIGNED`` with a symmetric range for effects.
+        threshold : float, optional
+            Smaller absolute values are drawn as bare cortex.
+
+        Raises
+        ------
+        DataInvalid
+            Not one value a vertex.
+        """
+        values = mesh.to_fsaverage5(np.asarray(values_by_vertex, np.float32))
+        colors = palette.paint(values, mesh.sulci(), vmin, vmax, cmap, threshold)
+        with self.figure.batch_update():
+            brain = self.figure.data[_MESH]
+            brain.vertexcolor = colors
+            brain.customdata = values
+            self.figure.layout.title.text = title
+            if self._scale != (scale := (unit, vmin, vmax, cmap)):
+                self._scale = scale
+                self._draw_bar(unit, vmin, vmax, cmap)
+
+    def _draw_bar(self, unit: str, vmin: float, vmax: float, cmap: str) -> None:
+        """Range, colours and unit; apart from :meth:`show` because plotly checks all of it anew, which takes longer than painting."""
+        marker = self.figure.data[_BAR].marker
+        marker.update(cmin=vmin, cmax=vmax, colorscale=palette.colorscale(cmap))
+        marker.colorbar.update(title={"text": unit}, tickvals=np.linspace(vmin, vmax, 5).round(6))
+        self.figure.data[_MESH].hovertemplate = f"%{{text}}%{{customdata:.2f}} {unit}<extra></extra>"
+
+    def set_view(self, view: str) -> None:
+        """Turn the hemispheres for a view; undoes the user's own rotation.
+
+        Parameters
+        ----------
+        view : str
+            One of ``VIEWS``.
+
+        Raises
+        ------
+        RequestError
+            No such view.
+        """
+        if view not in VIEWS:
+            msg = f"no view is called {view!r}; choose one of {', '.join(VIEWS)}"
+            raise RequestError(msg)
+        self.view = view
+        self._buttons.value = view
+        where = self._scene
+        with self.figure.batch_update():
+            brain, letters = self.figure.data[_MESH], self.figure.data[_LETTERS]
+            brain.update(**_vertices(where))
+            letters.update(**_letters(where))
+            self.figure.layout.scene.update(_axes(where, self._box))
+            self.figure.layout.scene.camera = _CAMERA
+            for trace, points in zip(self.figure.data[_FIRST_OUTLINE:], self._outline_points(), strict=True):
+                trace.update(x=points[:, 0], y=points[:, 1], z=points[:, 2])
+        self._place_names()
+
+    def set_theme(self, theme: Theme) -> None:
+        """Set the colour of the text for a light or a dark page; the background is the page's own."""
+        self._theme = theme
+        with self.figure.batch_update():
+            self.figure.layout.font.color = _INK[theme]
+            self.figure.data[_LETTERS].textfont.color = _INK[theme]
+
+    @property
+    def _scene(self) -> mesh.Scene:
+        return mesh.scene(cast("mesh.View", self.view))
+
+    def _base_traces(self) -> list[go.Mesh3d | go.Scatter3d]:
+        where = self._scene
+        bare = palette.paint(np.full(mesh.N_VERTICES, np.nan, np.float32), mesh.sulci(), 0, 1)
+        light = {"ambient": 0.72, "diffuse": 0.42, "specular": 0.04, "roughness": 0.9, "fresnel": 0.0}
+        brain = go.Mesh3d(
+            **_vertices(where), vertexcolor=bare, lighting=light, lightposition={"x": -400, "y": -4000, "z": 3000}, hovertemplate="%{text}<extra></extra>"
+        )
+        colorbar = {"thickness": 12, "len": 0.72, "outlinewidth": 0, "tickfont": {"size": 11}, "title": {"side": "right", "font": {"size": 12}}, "x": 1.0}
+        marker = {"size": 0, "color": [0], "cmin": 0, "cmax": 1, "colorscale": palette.colorscale(palette.UNSIGNED), "showscale": True, "colorbar": colorbar}
+        bar = go.Scatter3d(x=[None], y=[None], z=[None], mode="markers", marker=marker, hoverinfo="skip")
+        letters = go.Scatter3d(**_letters(where), mode="text", textfont={"size": 15, "color": _INK[self._theme]}, hoverinfo="skip")
+        names = go.Scatter3d(x=[], y=[], z=[], mode="text", textfont={"size": 12, "color": "#000000"}, hoverinfo="skip", visible=False)
+        return [brain, bar, letters, names]
+
+    def _vertex_names(self) -> list[str]:
+        """Names of the regions at every vertex, joined, ready to stand before the value."""
+        found: dict[int, list[str]] = {}
+        for region in self._regions:
+            for vertex in np.flatnonzero(region.inside).tolist():
+                found.setdefault(vertex, []).append(region.name)
+        return [f"{' · '.join(found[v])}<br>" if v in found else "" for v in range(mesh.N_VERTICES)]
+
+    def _files(self) -> dict[str, str]:
+        return palette.file_colors(list(dict.fromkeys(r.file for r in self._regions)))
+
+    def _outline_traces(self) -> list[go.Scatter3d]:
+        traces = []
+        points = iter(self._outline_points())
+        for file, color in self._files().items():
+            for width, ink in ((7, _CASING), (3.5, color)):
+                xyz = next(points)
+                traces.append(
+                    go.Scatter3d(x=xyz[:, 0], y=xyz[:, 1], z=xyz[:, 2], mode="lines", line={"width": width, "color": ink}, hoverinfo="skip", name=file)
+                )
+        return traces
+
+    def _outline_points(self) -> list[FloatArray]:
+        """For every file its outlines in the current view, twice (casing below, line above); lines are parted by NaN."""
+        where, parted = self._scene, np.full((1, 3), np.nan, np.float32)
+        is_flat = self.view == "flat"
+        if is_flat not in self._lines:
+            self._lines[is_flat] = {f: [line for r in self._regions if r.file == f for line in mesh.outlines(r.inside, where.faces)] for f in self._files()}
+        result = []
+        for lines in self._lines[is_flat].values():
+            for lift in (0.7, 1.1):
+                pieces = [piece for line in lines for piece in (line.points(where, lift=lift), parted)]
+                result.append(np.concatenate(pieces) if pieces else parted)
+        return result
+
+    def _place_names(self) -> None:
+        """Put every region's name over the vertex nearest to its middle, in each hemisphere."""
+        where = self._scene
+        at: list[FloatArray] = []
+        text: list[str] = []
+        for region in self._shown():
+            for half in (slice(0, mesh.N_HEMISPHERE), slice(mesh.N_HEMISPHERE, None)):
+                inside, xyz, normals = region.inside[half], where.xyz[half], where.normals[half]
+                if inside.any():
+                    nearest = np.argmin(np.linalg.norm(xyz - xyz[inside].mean(axis=0), axis=1) + np.where(inside, 0, 1e6))
+                    at.append(xyz[nearest] + 4 * normals[nearest])
+                    text.append(region.name)
+        points = np.array(at, np.float32).reshape(-1, 3)
+        with self.figure.batch_update():
+            self.figure.data[_NAMES].update(x=points[:, 0], y=points[:, 1], z=points[:, 2], text=text)
+
+    def _shown(self) -> tuple[Region, ...]:
+        return tuple(r for r in self._regions if self._is_on(r.file))
+
+    def _is_on(self, file: str) -> bool:
+        return bool(self._switches["spatial ROIs" if file in SPATIAL else "semantic ROIs"].value)
+
+    def _show_outlines(self) -> None:
+        self._place_names()
+        with self.figure.batch_update():
+            self.figure.data[_NAMES].visible = bool(self._switches["names"].value)
+            for trace in self.figure.data[_FIRST_OUTLINE:]:
+                trace.visible = self._is_on(trace.name)
+
+
+_CAMERA = {"eye": {"x": 0, "y": -2, "z": 0}, "up": {"x": 0, "y": 0, "z": 1}, "center": {"x": 0, "y": 0, "z": 0}, "projection": {"type": "orthographic"}}
+
+
+def _layout(height: int, theme: Theme) -> go.Layout:
+    clear = "rgba(0,0,0,0)"
+    return go.Layout(
+        height=height,
+        autosize=True,
+        margin={"l": 0, "r": 0, "t": 34, "b": 0},
+        paper_bgcolor=clear,
+        plot_bgcolor=clear,
+        font={"color": _INK[theme], "family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12},
+        title={"text": "", "x": 0.01, "xanchor": "left", "y": 0.98, "yanchor": "top", "font": {"size": 14}},
+        showlegend=False,
+        uirevision="keep",
+        hoverlabel={"bgcolor": "#202020", "font": {"color": "#f4f4f4", "size": 12}, "bordercolor": "#202020"},
+        scene={
+            "bgcolor": clear,
+            "camera": _CAMERA,
+            "dragmode": "orbit",
+            "uirevision": "keep",
+            "aspectmode": "manual",
+            **_axes(mesh.scene("left lateral"), (720, height)),
+        },
+    )
+
+
+def _axes(where: mesh.Scene, box: tuple[int, int]) -> dict[str, object]:
+    """Ranges and aspect that show a scene at one scale along all axes, as large as the box allows."""
+    size = np.array(where.size) + 24  # room for the letters and lifted outlines
+    scale = _FIT * min(1 / size[2], box[0] / box[1] / size[0])
+    hidden = {"visible": False, "showspikes": False}
+    axes = {f"{name}axis": {**hidden, "range": [-s / 2, s / 2]} for name, s in zip("xyz", size.tolist(), strict=True)}
+    return {**axes, "aspectratio": {name: s * scale for name, s in zip("xyz", size.tolist(), strict=True)}}
+
+
+def _vertices(where: mesh.Scene) -> dict[str, np.ndarray]:
+    xyz, faces = where.xyz, where.faces
+    return {"x": xyz[:, 0], "y": xyz[:, 1], "z": xyz[:, 2], "i": faces[:, 0], "j": faces[:, 1], "k": faces[:, 2]}
+
+
+def _letters(where: mesh.Scene) -> dict[str, list[object]]:
+    """L and R above their hemispheres."""
+    text, x, z = zip(*where.letters, strict=True)
+    return {"x": list(x), "y": [-where.size[1] / 2] * len(text), "z": [v + 7 for v in z], "text": list(text)}
+
+
+def _switch(name: str) -> widgets.ToggleButton:
+    return widgets.ToggleButton(
+        description=name.capitalize() if name == "names" else name[0].upper() + name[1:], value=True, layout=widgets.Layout(width="auto")
+    )

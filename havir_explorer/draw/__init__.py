@@ -1,0 +1,1 @@
+"""Pictures without widgets: cortical maps, meshes, colours."""
