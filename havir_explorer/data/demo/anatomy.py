@@ -168,8 +168,8 @@ def load_cortex() -> Cortex:
         patch[mine] = np.column_stack([vertex[mine], mesh.neighbours[vertex[mine]]])
         gap = mesh.layers[depth[mine, None], patch[mine]] - _grid_mm()[flat[mine], None]
         weights[mine] = 1.0 / (np.square(gap).sum(-1) + 0.5)
-    template = _on_grid(datasets.load_mni152_template(resolution=2), order=1)
-    brain = _on_grid(datasets.load_mni152_brain_mask(resolution=2), order=0) > 0.5
+    template = _on_grid(datasets.load_mni152_template(resolution=1), order=1)
+    brain = _on_grid(datasets.load_mni152_brain_mask(resolution=1), order=0) > 0.5
     return Cortex(meshes, flat, right, patch, weights / weights.sum(1, keepdims=True), template.astype(np.float32), np.asarray(brain))
 
 

@@ -199,7 +199,8 @@ def session(wiring: Wiring, signal: FloatArray, seed: Sequence[int]) -> npt.NDAr
     percent += signal * (gain * wiring.ncsnr)
     percent *= wiring.noise_sd
     percent += wiring.mean + offset
-    return np.clip(np.rint(percent * 300.0), -32768, 32767).astype(np.int16)
+    percent *= 300.0
+    return np.clip(np.rint(percent, out=percent), -32768, 32767, out=percent).astype(np.int16)
 
 
 def _standard(values: npt.NDArray[np.float32]) -> FloatArray:

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from havir_explorer.data.demo import scenes
+from havir_explorer.data.demo import record, scenes
 from havir_explorer.diffuse import train as loops
 from havir_explorer.diffuse import weights
 from havir_explorer.diffuse.model import VersatileDiffusion, fit_preview
@@ -183,7 +183,9 @@ def main() -> None:
         loss = loops.flow_loss(DDIMScheduler(**SCHEDULER), data, asked.batch, forward)
         loops.fit({"unet": unet}, loss, schedule, work / "flows", averaged=("unet",))
     if asked.stage == "export":
-        weights.save(_model(work), asked.out or weights.demo_folder())
+        model, folder = _model(work), asked.out or weights.demo_folder()
+        weights.save(model, folder)
+        record.write(weights.load(folder), work, folder)
 
 
 if __name__ == "__main__":

@@ -19,18 +19,18 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 from scipy.io import savemat
 
+from havir_explorer.data import MARKER, WORLD
 from havir_explorer.data.demo import anatomy, brain, design, features, scenes
 from havir_explorer.data.demo.bricks import write_betas, write_stimuli
 from havir_explorer.errors import OutputError
 from havir_explorer.records import FloatArray
 
-WORLD = "demo-v1"
-"""Name of the world's folder in the cache; another number is another world."""
+__all__ = ["MARKER", "WORLD", "Progress", "measured_ncsnr", "write_world"]
 
 WORLD_VERSION = 1
-MARKER = "synthetic.json"
 Progress = Callable[[float, str], None]
 
 _NSD = Path("nsddata/experiments/nsd")
@@ -156,19 +156,44 @@ def _write_betas(root: Path, plan: design.Design, wiring: brain.Wiring, signal: 
     folder = root / "nsddata_betas/ppdata" / who.name / "func1pt8mm" / _BETAS
     folder.mkdir(parents=True)
     total = np.zeros((design.PICTURES, signal.shape[1]), np.float32)
-    squares = np.zeros_like(total)
     for number in range(design.SESSIONS):
         picture = plan.ordering[number * design.TRIALS_PER_SESSION :][: design.TRIALS_PER_SESSION] - 1
         betas = brain.session(wiring, signal[picture], (who.seed, 2, number))
         write_betas(folder / f"betas_session{number + 1:02d}.hdf5", betas, wiring.flat_index, anatomy.SHAPE)
-        z = betas.astype(np.float32)
-        z = (z - z.mean(0)) / z.std(0)
-        np.add.at(total, picture, z)
-        np.add.at(squares, picture, z * z)
+        total += _by_picture(picture) @ _z_score(betas)
         report.add(0.34 / design.SESSIONS / len(brain.INDIVIDUALS), f"{who.name}: session {number + 1} of {design.SESSIONS}")
-    noise = ((squares - total**2 / design.REPEATS) / (design.REPEATS - 1)).mean(0)
-    measured = np.sqrt(np.maximum(1.0 - noise, 0.0) / noise)
-    _save_volume(folder / "ncsnr.nii.gz", _fill(wiring.flat_index, measured.astype(np.float32), 0.0))
+    _save_volume(folder / "ncsnr.nii.gz", _fill(wiring.flat_index, measured_ncsnr(total), 0.0))
+
+
+def measured_ncsnr(total: FloatArray) -> FloatArray:
+    """Estimate the noise-ceiling signal-to-noise ratio as NSD does, from responses z-scored within their session.
+
+    Parameters
+    ----------
+    total : float32 (n_pictures, n_voxels)
+        Sum over the three repeats of every picture. The squares of all trials need not be kept: z-scoring makes their mean 1.
+
+    Returns
+    -------
+    float32 (n_voxels,)
+        sqrt(signal variance / noise variance); noise variance is the mean over pictures of the variance over repeats, signal variance
+        what it leaves of 1 (Allen et al. 2022, Methods).
+    """
+    k = design.REPEATS
+    noise = (k - np.square(total).mean(0) / k) / (k - 1)
+    return np.asarray(np.sqrt(np.maximum(1.0 - noise, 0.0) / noise), np.float32)
+
+
+def _z_score(betas: npt.NDArray[np.int16]) -> FloatArray:
+    values = betas.astype(np.float32)
+    values -= values.mean(0)
+    values /= np.sqrt(np.einsum("tv,tv->v", values, values) / len(values))
+    return values
+
+
+def _by_picture(picture: npt.NDArray[np.int64]) -> sparse.csr_array:
+    """Return the matrix that sums trials of the same picture, (n_pictures, n_trials)."""
+    return sparse.csr_array((np.ones(len(picture), np.float32), (picture, np.arange(len(picture)))), shape=(design.PICTURES, len(picture)))
 
 
 def _write_anatomy(root: Path, body: anatomy.Anatomy, subject: str) -> None:

@@ -1,0 +1,173 @@
+"""START HERE. One request, one reconstruction: data → masks → decode → diffuse → measure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from havir_explorer import masks, measure
+from havir_explorer.data import open_dataset
+from havir_explorer.data.dataset import Dataset
+from havir_explorer.decode.havir import Havir
+from havir_explorer.diffuse import weights
+from havir_explorer.diffuse.model import VersatileDiffusion, resized, to_uint8
+from havir_explorer.diffuse.sampler import generate
+from havir_explorer.errors import RequestError, WeightsMissing
+from havir_explorer.paths import cache_folder
+from havir_explorer.records import FloatArray, IntArray, Reconstruction, Request, Step, UInt8Array
+
+OnStep = Callable[[Step], None]
+
+
+def run(request: Request, *, on_step: OnStep | None = None) -> Reconstruction:
+    """Redraw what a subject saw from the measured response.
+
+    Parameters
+    ----------
+    request : Request
+        Subject, trial, mask and settings.
+    on_step : callable, optional
+        Called with a :class:`~havir_explorer.records.Step` at every stage and denoising step; raising (``Cancelled``) stops the run.
+
+    Returns
+    -------
+    Reconstruction
+        The same bytes for the same request on the same machine.
+
+    Raises
+    ------
+    HavirError
+        The request names something that does not exist, or data or weights are missing or do not fit.
+    """
+    clock = _Clock(on_step or _ignore)
+    with clock.stage("load"):
+        dataset, decoder, generator = models(request)
+    with clock.stage("decode"):
+        responses = measured(dataset, request)
+        decoded = decoder.decode(masks.apply(responses, request.mask, dataset.atlas(request.subject), other=_filling(dataset, request)))
+        structure = generator.decode_latents(decoded.latents)[0]
+    with clock.stage("diffuse"):
+        drawn = generate(generator, decoded, [request.settings], on_step=lambda done, count, clean: clock.step("diffuse", done, count, lambda: generator.preview(clean[0])))
+        picture = generator.decode_latents(drawn.latents)[0] if drawn.steps_run else structure
+    with clock.stage("measure"):
+        nsd_id = int(dataset.trials(request.subject).loc[request.trial, "nsd_id"])
+        stimulus = at_side(dataset.stimuli(np.array([nsd_id])), generator.side)[0]
+        scores = measure.score(picture, stimulus, generator.image_features, distractors(dataset, request.subject, generator.side, nsd_id))
+    return Reconstruction(
+        request=request,
+        picture=picture,
+        structure=structure,
+        stimulus=stimulus,
+        kind="generated" if drawn.steps_run else "decoded",
+        synthetic=dataset.synthetic,
+        trained_on=decoder.manifest.saw(nsd_id),
+        scores=scores,
+        seconds=tuple(clock.seconds),
+        steps_run=drawn.steps_run,
+        signal=drawn.signal,
+    )
+
+
+def models(request: Request) -> tuple[Dataset, Havir, VersatileDiffusion]:
+    """Return the data set, the subject's decoder (checked against it) and the generator of a request; each is loaded once a process."""
+    dataset = open_dataset(request.dataset)
+    if request.subject not in dataset.subjects():
+        dataset.trials(request.subject)  # raises the reader's own sentence, with the subjects there are
+    decoder = _decoder(Path(request.decoder) if request.decoder else decoder_folder(dataset, request.subject))
+    decoder.manifest.check(dataset, request.subject)
+    return dataset, decoder, _generator(request.generator)
+
+
+def decoder_folder(dataset: Dataset, subject: str) -> Path:
+    """Return where a subject's decoder lives when a request names none: shipped for the teaching world, in the cache folder otherwise."""
+    if dataset.synthetic:
+        return Path(str(resources.files("havir_explorer"))) / "data" / "demo" / "weights" / "havir" / subject
+    return cache_folder() / "havir" / dataset.name / subject
+
+
+def measured(dataset: Dataset, request: Request) -> FloatArray:
+    """Return the z-scored response to decode, float32 (1, n_voxels): one trial, or the mean over all presentations of its image."""
+    return dataset.responses(request.subject, presentations(dataset, request)).mean(axis=0, keepdims=True)
+
+
+def presentations(dataset: Dataset, request: Request) -> IntArray:
+    """Return the trials a request reads: its own, or all that showed the same image.
+
+    Raises
+    ------
+    RequestError
+        The trial is not in the data.
+    """
+    table = dataset.trials(request.subject)
+    if request.trial not in table.index:
+        msg = f"{request.subject} has no trial {request.trial} in {dataset.name}; trials run from {table.index.min()} to {table.index.max()}"
+        raise RequestError(msg)
+    if request.repeats == "single":
+        return np.array([request.trial], dtype=np.int64)
+    return table.index[table["nsd_id"] == table.loc[request.trial, "nsd_id"]].to_numpy(dtype=np.int64)
+
+
+def at_side(pictures: UInt8Array, side: int) -> UInt8Array:
+    """Return stimuli at the generator's side length, uint8 (n, side, side, 3)."""
+    return to_uint8(resized(pictures, side))
+
+
+def distractors(dataset: Dataset, subject: str, side: int, nsd_id: int) -> UInt8Array:
+    """Return the other shared stimuli the subject saw, uint8 (n, side, side, 3): what two-way identification compares with."""
+    ids, pictures = _shared_stimuli(dataset, subject, side)
+    return pictures[ids != nsd_id]
+
+
+@lru_cache(maxsize=8)
+def _shared_stimuli(dataset: Dataset, subject: str, side: int) -> tuple[IntArray, UInt8Array]:
+    table = dataset.trials(subject)
+    ids = np.unique(table.loc[table["shared"], "nsd_id"].to_numpy(dtype=np.int64))
+    return ids, at_side(dataset.stimuli(ids), side)
+
+
+@lru_cache(maxsize=8)
+def _decoder(folder: Path) -> Havir:
+    if not folder.is_dir():
+        msg = f"no trained HAVIR at {folder}; train one with `havir train` or name its folder as the decoder"
+        raise WeightsMissing(msg)
+    return Havir.load(folder)
+
+
+@lru_cache(maxsize=2)
+def _generator(folder: str) -> VersatileDiffusion:
+    return weights.load(folder)
+
+
+def _filling(dataset: Dataset, request: Request) -> FloatArray | None:
+    if request.mask.fill != "trial":
+        return None
+    other = Request(dataset=request.dataset, subject=request.subject, trial=request.mask.fill_trial, repeats=request.repeats)
+    return measured(dataset, other)
+
+
+def _ignore(_step: Step) -> None:
+    pass
+
+
+class _Clock:
+    """Announces stages and steps, and keeps the wall time of each stage."""
+
+    def __init__(self, on_step: OnStep) -> None:
+        self._on_step = on_step
+        self.seconds: list[tuple[str, float]] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._on_step(Step(name))
+        began = time.perf_counter()
+        yield
+        self.seconds.append((name, time.perf_counter() - began))
+
+    def step(self, stage: str, done: int, count: int, preview: Callable[[], UInt8Array]) -> None:
+        self._on_step(Step(stage, done, count, preview()))
