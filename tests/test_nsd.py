@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -391,15 +392,16 @@ def test_the_teaching_world_is_built_once(pristine: Tree, tmp_path: Path, monkey
         built.append(folder)
         progress(1.0, "done")
         shutil.copytree(pristine.root, folder)
-        (folder / "synthetic.json").write_text('{"synthetic": true, "name": "demo-v1"}')
+        (folder / "synthetic.json").write_text('{"synthetic": true, "name": "demo"}')
 
     told: list[str] = []
     monkeypatch.setenv("HAVIR_CACHE", str(tmp_path))
     monkeypatch.setattr(write, "write_world", write_world)
     first = open_dataset("demo", progress=lambda _, phrase: told.append(phrase))
-    assert (first.name, first.synthetic, first.root) == (WORLD, True, (tmp_path / write.WORLD).resolve())
+    assert (first.name, first.synthetic, first.root) == ("demo", True, (tmp_path / WORLD).resolve())
     assert open_dataset() is first
-    assert (built, told) == ([tmp_path / write.WORLD], ["done"])
+    assert WORLD == write.WORLD
+    assert (built, told) == ([tmp_path / WORLD], ["done"])
 
 
 def test_a_folder_that_is_no_nsd_tree(tmp_path: Path) -> None:
@@ -455,6 +457,23 @@ def test_beta_file_of_another_grid(damaged: Tree, tmp_path: Path, shape: tuple[i
         file.create_dataset("betas", shape, dtype)
     with pytest.raises(DataInvalid, match=re.escape("expected int16 (750, 5, 9, 7)")):
         damaged.nsd(tmp_path).responses("subj01", np.array([0]))
+
+
+def test_beta_file_without_permission(pristine: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(h5py, "File", forbidden)
+    with pytest.raises(DataInvalid, match=r"betas_session01\.hdf5 may not be read by this user; change its permissions"):
+        pristine.nsd(tmp_path).responses("subj01", np.array([0]))
+
+
+def test_two_threads_may_fill_the_same_cache(pristine: Tree, tmp_path: Path) -> None:
+    readers = [pristine.nsd(tmp_path) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(lambda nsd: nsd.responses("subj01", np.array([7, 900])), readers)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
 
 def test_beta_file_without_betas(damaged: Tree, tmp_path: Path) -> None:

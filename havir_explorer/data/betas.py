@@ -166,7 +166,8 @@ def load_session(root: Path, subject: str, session: int, flat_index: IntArray, g
     if raw is None or stats is None:
         fresh = read_columns(source, flat_index, grid)
         for old in cache.glob(f"{stem}-*.npy"):
-            old.unlink(missing_ok=True)
+            if digest not in old.name:  # another thread may be filling this very session
+                old.unlink(missing_ok=True)
         files.save_array(values, fresh)
         files.save_array(means, moments(fresh))
         raw, stats = np.load(values, mmap_mode="r"), np.load(means)

@@ -107,6 +107,9 @@ def hdf5(path: Path, what: str, todo: str, dataset: str) -> tuple[h5py.File, h5p
     require(path, what, todo)
     try:
         file = h5py.File(path, "r")
+    except PermissionError as error:
+        msg = f"{what} cannot be opened: {path} may not be read by this user; change its permissions"
+        raise DataInvalid(msg) from error
     except OSError as error:
         msg = f"{what} cannot be opened: {path} ({path.stat().st_size:,} bytes) is truncated or not HDF5; {todo}"
         raise DataInvalid(msg) from error

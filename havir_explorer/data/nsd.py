@@ -13,7 +13,7 @@ import pandas as pd
 
 from havir_explorer.data import betas, design, files, regions, stimuli, surface
 from havir_explorer.data.dataset import Atlas, Geometry, SurfaceMap
-from havir_explorer.errors import DataInvalid, DataMissing, RequestError, nearest
+from havir_explorer.errors import DataInvalid, DataMissing, RequestError
 from havir_explorer.paths import cache_folder
 from havir_explorer.records import FloatArray, IntArray, UInt8Array
 
@@ -233,7 +233,7 @@ class NSD:
         if not known:
             msg = f"no betas in {self._root}: expected {betas.path(self._root, 'subjXX', 1)}; download at least one session"
             raise DataMissing(msg)
-        msg = f"no subject {subject!r} in {self._root}; it holds {', '.join(known)} ({nearest(subject, known)})"
+        msg = f"no subject {subject!r} in {self._root}; it holds {', '.join(known)}"
         raise RequestError(msg)
 
     def _check_trials(self, subject: str, wanted: IntArray) -> None:
