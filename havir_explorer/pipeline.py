@@ -53,7 +53,7 @@ def run(request: Request, *, on_step: OnStep | None = None) -> Reconstruction:
         decoded = decoder.decode(masks.apply(responses, request.mask, dataset.atlas(request.subject), other=_filling(dataset, request)))
         structure = generator.decode_latents(decoded.latents)[0]
     with clock.stage("diffuse"):
-        drawn = generate(generator, decoded, [request.settings], on_step=lambda done, count, clean: clock.step("diffuse", done, count, lambda: generator.preview(clean[0])))
+        drawn = generate(generator, decoded, [request.settings], on_step=lambda done, count, clean: clock.step(done, count, generator.preview(clean[0])))
         picture = generator.decode_latents(drawn.latents)[0] if drawn.steps_run else structure
     with clock.stage("measure"):
         nsd_id = int(dataset.trials(request.subject).loc[request.trial, "nsd_id"])
@@ -169,5 +169,5 @@ class _Clock:
         yield
         self.seconds.append((name, time.perf_counter() - began))
 
-    def step(self, stage: str, done: int, count: int, preview: Callable[[], UInt8Array]) -> None:
-        self._on_step(Step(stage, done, count, preview()))
+    def step(self, done: int, count: int, preview: UInt8Array) -> None:
+        self._on_step(Step("diffuse", done, count, preview))

@@ -31,6 +31,7 @@ UNET = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
+SPECIAL = {"bos_token_id": 4, "eos_token_id": 5, "pad_token_id": 5}
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 
 
@@ -40,13 +41,14 @@ def tiny() -> VersatileDiffusion:
         torch.random.default_generator.manual_seed(5)
         tower = {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 24, "num_attention_heads": 2, "num_hidden_layers": 1}
         entries = {c: i for i, c in enumerate(["a", "b", "a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"])}
-        vae = AutoencoderKL(block_out_channels=(8, 16), norm_num_groups=4, sample_size=16, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+        vae = AutoencoderKL(block_out_channels=(8, 16), norm_num_groups=4, sample_size=16, **blocks)
         blank = torch.zeros(1)
         model = VersatileDiffusion(
             VersatileUNet(UNET).eval().requires_grad_(False),
             vae.eval().requires_grad_(False),
             CLIPVisionModelWithProjection(CLIPVisionConfig(**tower, image_size=16, patch_size=8)).eval(),
-            CLIPTextModelWithProjection(CLIPTextConfig(**tower, vocab_size=6, max_position_embeddings=6, bos_token_id=4, eos_token_id=5, pad_token_id=5)).eval(),
+            CLIPTextModelWithProjection(CLIPTextConfig(**tower, vocab_size=6, max_position_embeddings=6, **SPECIAL)).eval(),
             CLIPTokenizer(vocab=entries, merges=[], model_max_length=6),
             CLIPImageProcessor(size={"shortest_edge": 16}, image_mean=[0.5] * 3, image_std=[0.25] * 3),
             SCHEDULER,
@@ -85,7 +87,8 @@ def test_the_unet_equals_diffusers_own_dual_transformer(tiny: VersatileDiffusion
     for name, module in list(reference.named_modules()):
         if isinstance(module, Transformer2DModel):
             parent, _, index = name.rpartition(".")
-            dual = PatchedDual(num_attention_heads=2, attention_head_dim=module.config.attention_head_dim, in_channels=module.config.in_channels, norm_num_groups=8, cross_attention_dim=24)
+            size = {"attention_head_dim": module.config.attention_head_dim, "in_channels": module.config.in_channels}
+            dual = PatchedDual(num_attention_heads=2, norm_num_groups=8, cross_attention_dim=24, **size)
             dual.transformers = torch.nn.ModuleList([module, twin.get_submodule(name)])
             dual.condition_lengths = [6, 5]
             dual.transformer_index_for_condition = [1, 0]
@@ -115,7 +118,8 @@ def test_the_mix_is_one_number_a_picture(tiny: VersatileDiffusion) -> None:
 @pytest.mark.parametrize(("mix", "silent"), [(0.0, "text"), (1.0, "image")])
 def test_a_flow_without_weight_is_not_run(tiny: VersatileDiffusion, mix: float, silent: str) -> None:
     ran = []
-    hooks = [m.register_forward_hook(lambda _m, _i, _o, n=n: ran.append(n.rpartition(".")[2])) for n, m in tiny.unet.named_modules() if isinstance(m, Transformer2DModel)]
+    blocks = [(name.rpartition(".")[2], module) for name, module in tiny.unet.named_modules() if isinstance(module, Transformer2DModel)]
+    hooks = [module.register_forward_hook(lambda _m, _i, _o, flow=flow: ran.append(flow)) for flow, module in blocks]
     generate(tiny, conditions(tiny, 1), [Settings(steps=2, mix=mix)])
     for hook in hooks:
         hook.remove()
@@ -224,7 +228,7 @@ def test_truncated_and_foreign_weights_are_refused(tiny: VersatileDiffusion, tmp
     file = tmp_path / "image_unet" / "diffusion_pytorch_model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsInvalid, match="image_unet/diffusion_pytorch_model.safetensors"):
+    with pytest.raises(WeightsInvalid, match=r"image_unet/diffusion_pytorch_model\.safetensors"):
         weights.load(tmp_path)
     file.write_bytes(whole)
     config = tmp_path / "image_unet" / "config.json"

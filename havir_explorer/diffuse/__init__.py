@@ -1,0 +1,1 @@
+"""Decoded conditions to pictures: Versatile Diffusion, its weights and its sampler."""

@@ -7,13 +7,13 @@ with projections on every token, and one UNet whose transformer blocks exist twi
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - the name every torch reader
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from havir_explorer.diffuse.versatile import Conditions
-from havir_explorer.records import FloatArray, UInt8Array
+from havir_explorer.records import UInt8Array
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def fit(modules: dict[str, nn.Module], loss: Loss, schedule: Schedule, folder: P
         if (step + 1) % every == 0 or step + 1 == schedule.steps:
             state = {"modules": {n: m.state_dict() for n, m in modules.items()}, "averages": averages, "optimiser": optimiser.state_dict(), "step": step + 1}
             torch.save(state, state_file.with_suffix(".tmp"))
-            os.replace(state_file.with_suffix(".tmp"), state_file)
+            state_file.with_suffix(".tmp").replace(state_file)
             line = {"step": step + 1, "loss": round(running / ((step % every) + 1), 5), "seconds": round(time.perf_counter() - started, 1)}
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
@@ -127,7 +127,13 @@ def autoencoder_loss(vae: AutoencoderKL, pictures: UInt8Array, batch: int) -> Lo
 
 
 def contrastive_loss(
-    vision: CLIPVisionModelWithProjection, text: CLIPTextModelWithProjection, pixels: Callable[[UInt8Array], Tensor], pictures: UInt8Array, tokens: FloatArray, batch: int, scale: nn.Parameter
+    vision: CLIPVisionModelWithProjection,
+    text: CLIPTextModelWithProjection,
+    pixels: Callable[[UInt8Array], Tensor],
+    pictures: UInt8Array,
+    tokens: npt.NDArray[np.int16],
+    batch: int,
+    scale: nn.Parameter,
 ) -> Loss:
     """Return CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3); ``tokens`` is int (n_pictures, n_captions, n_tokens)."""
 

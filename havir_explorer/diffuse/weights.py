@@ -143,7 +143,8 @@ def _unet(root: Path) -> VersatileUNet:
     try:
         unet.load_flows(_tensors(root, f"image_unet/{weights}"), _tensors(root, f"text_unet/{weights}"))
     except RuntimeError as fault:
-        msg = f"image_unet and text_unet at {root} do not fit the configuration in image_unet/config.json: {str(fault).splitlines()[-1].strip()}"
+        detail = str(fault).splitlines()[-1].strip()
+        msg = f"image_unet and text_unet at {root} do not fit the configuration in image_unet/config.json: {detail}"
         raise WeightsInvalid(msg) from fault
     return unet
 

@@ -70,7 +70,12 @@ def write(model: VersatileDiffusion, work: Path, folder: Path) -> None:
         "torch": torch.__version__,
         "stages": {stage: _stage(work / stage / "log.jsonl") for stage in ("vae", "clip", "flows")},
         "held_out": {"first_scene": FIRST_HELD_OUT, "autoencoder_psnr_db": round(psnr(model), 2), "clip_top1_of_100": round(retrieval(model), 3)},
-        "contact_sheet": {"settings": {"steps": settings.steps, "guidance": settings.guidance, "strength": 1.0}, "rows_1_to_4": "captions alone", "rows_5_to_8": "image embeddings alone", "captions": captions},
+        "contact_sheet": {
+            "settings": {"steps": settings.steps, "guidance": settings.guidance, "strength": 1.0},
+            "rows_1_to_4": "captions alone",
+            "rows_5_to_8": "image embeddings alone",
+            "captions": captions,
+        },
     }
     (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
 
@@ -80,4 +85,5 @@ def _stage(log: Path) -> dict[str, object]:
         return {"steps": 0}
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     sessions = [a["seconds"] for a, b in zip(lines, [*lines[1:], {"seconds": 0.0}], strict=True) if b["seconds"] <= a["seconds"]]
-    return {"steps": lines[-1]["step"], "wall_seconds": round(sum(sessions)), "sessions": len(sessions), "losses": [[line["step"], line["loss"]] for line in lines][:: max(1, len(lines) // 12)]}
+    losses = [[line["step"], line["loss"]] for line in lines]
+    return {"steps": lines[-1]["step"], "wall_seconds": round(sum(sessions)), "sessions": len(sessions), "losses": losses[:: max(1, len(lines) // 12)]}

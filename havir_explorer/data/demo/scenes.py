@@ -305,7 +305,8 @@ def _beach(b: _Brush) -> None:
 
 def _city(b: _Brush) -> None:
     _sky(b, (206, 208, 214), _ground("city"), 0.40)
-    for left, right, top, tone in ((-0.5, -0.28, 0.80, 150), (-0.28, -0.08, 0.62, 172), (-0.08, 0.12, 0.88, 142), (0.12, 0.32, 0.68, 164), (0.32, 0.5, 0.82, 152)):
+    skyline = ((-0.5, -0.28, 0.80, 150), (-0.28, -0.08, 0.62, 172), (-0.08, 0.12, 0.88, 142), (0.12, 0.32, 0.68, 164), (0.32, 0.5, 0.82, 152))
+    for left, right, top, tone in skyline:
         b.box(left, 0.40, right, top, (tone, tone - 4, tone + 8))
 
 

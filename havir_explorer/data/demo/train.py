@@ -49,7 +49,15 @@ UNET = {
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }
 TOWER = {"hidden_size": 96, "intermediate_size": 384, "projection_dim": WIDTH, "num_attention_heads": 4}
-SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 
 
 def _pool(work: Path) -> tuple[np.ndarray, list[tuple[str, ...]]]:
