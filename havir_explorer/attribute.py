@@ -1,0 +1,112 @@
+"""6. Which voxels and ROIs feed a branch.
+
+Only weight-based contributions so far (percentiles of first-layer weight norms). Weight size is not information: correlated voxels share
+weight, and by construction each branch shows only its own voxels. Read the ROI table's voxel counts and noise ceilings beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from havir_explorer.data.dataset import Atlas
+from havir_explorer.errors import RequestError
+from havir_explorer.records import BoolArray, Branch, Contribution, FloatArray
+
+COLUMNS = ("roi", "file", "hemisphere", "n_voxels", "n_in_branch", "mean", "sem", "noise_ceiling")
+
+
+class Decoder(Protocol):
+    """What can say how much each voxel feeds a branch."""
+
+    def contribution(self, branch: Branch) -> Contribution:
+        """Return the contribution of every voxel."""
+
+
+def contribution(decoder: Decoder, branch: Branch) -> Contribution:
+    """Return how much each voxel feeds a branch of a decoder.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    branch : {'structural', 'semantic'}
+
+    Returns
+    -------
+    Contribution
+
+    Raises
+    ------
+    RequestError
+        Unknown branch.
+    """
+    if branch not in ("structural", "semantic"):
+        msg = f"branch must be 'structural' or 'semantic'; got {branch!r}"
+        raise RequestError(msg)
+    return decoder.contribution(branch)
+
+
+def noise_ceiling(ncsnr: FloatArray, n_repeats: int = 3) -> FloatArray:
+    """Return the percentage of variance a perfect model could explain in responses averaged over repeats.
+
+    Parameters
+    ----------
+    ncsnr : float32 (n_voxels,)
+        Noise-ceiling signal-to-noise ratio.
+    n_repeats : int
+        Trials averaged, 1 or more.
+
+    Returns
+    -------
+    float32 (n_voxels,)
+        100 ncsnr² / (ncsnr² + 1 / n_repeats), in [0, 100] (Allen et al. 2022, NSD data manual).
+    """
+    power = np.square(ncsnr)
+    percent: FloatArray = (100 * power / (power + 1 / n_repeats)).astype(np.float32)
+    return percent
+
+
+def roi_table(found: Contribution, atlas: Atlas, ncsnr: FloatArray) -> pd.DataFrame:
+    """Return mean contributions per ROI and hemisphere.
+
+    Parameters
+    ----------
+    found : Contribution
+    atlas : Atlas
+    ncsnr : float32 (n_voxels,)
+
+    Returns
+    -------
+    DataFrame
+        Columns ``roi``, ``file``, ``hemisphere`` (both, lh, rh), ``n_voxels``, ``n_in_branch`` (voxels the branch reads), ``mean`` and
+        ``sem`` of the contribution over those voxels (NaN without any; sem NaN below two), ``noise_ceiling`` (mean over the ROI's voxels,
+        percent, three repeats averaged). ROIs in the atlas's order; hemispheres without a voxel are left out.
+
+    Raises
+    ------
+    RequestError
+        The three arguments are of different subjects.
+    """
+    if not len(found.values) == len(atlas.right) == len(ncsnr):
+        msg = (
+            f"contribution, atlas and ncsnr must have one voxel count; got {len(found.values)}, {len(atlas.right)} and {len(ncsnr)}: take all from one subject"
+        )
+        raise RequestError(msg)
+    ceiling = noise_ceiling(ncsnr)
+    sides = {"both": np.ones(len(atlas.right), np.bool_), "lh": ~atlas.right, "rh": atlas.right}
+    rows = [
+        (roi.name, roi.file, side, *_summary(found.values, roi.voxels & where, ceiling))
+        for roi in atlas.rois
+        for side, where in sides.items()
+        if (roi.voxels & where).any()
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _summary(values: FloatArray, voxels: BoolArray, ceiling: FloatArray) -> tuple[int, int, float, float, float]:
+    read = values[voxels & np.isfinite(values)].astype(np.float64)
+    mean = float(read.mean()) if len(read) else float("nan")
+    sem = float(read.std(ddof=1) / np.sqrt(len(read))) if len(read) > 1 else float("nan")
+    return int(voxels.sum()), len(read), mean, sem, float(ceiling[voxels].mean())
