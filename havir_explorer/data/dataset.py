@@ -120,6 +120,7 @@ class Dataset(Protocol):
     @property
     def convention(self) -> str:
         """How responses are normalised, in words; stored with every model and checked at load."""
+    def __hash__(self) -> int: ...
     def subjects(self) -> tuple[str, ...]: ...
     def trials(self, subject: str) -> pd.DataFrame:
         """One row a trial, index = 0-based trial of the experiment; columns session (1-based), trial_in_session (0-based), nsd_id (0-based), repeat (0-based), n_repeats (available in this tree), shared (bool), coco_id."""

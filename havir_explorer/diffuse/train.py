@@ -82,7 +82,7 @@ def fit(modules: dict[str, nn.Module], loss: Loss, schedule: Schedule, folder: P
             group["lr"] = schedule.learning_rate * _rate(step, schedule.steps)
         value = loss(torch.Generator().manual_seed(schedule.seed * 1_000_003 + step))
         optimiser.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         decay = min(0.999, (step + 1) / (step + 10))

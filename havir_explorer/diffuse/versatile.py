@@ -53,10 +53,12 @@ class DualFlowBlock(nn.Module):
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Conditions, **_unused: object) -> tuple[Tensor]:
         """Return the mixed block output, (B, C, h, w); the further keywords are those diffusers' UNet blocks pass to any transformer."""
         image, text, mix = encoder_hidden_states
-        by_image = None if image is None else self.image(hidden_states, encoder_hidden_states=image, return_dict=False)[0]
-        by_text = None if text is None else self.text(hidden_states, encoder_hidden_states=text, return_dict=False)[0]
-        if by_image is None or by_text is None or mix is None:
-            return (by_text if by_image is None else by_image,)
+        if text is None:
+            return (self.image(hidden_states, encoder_hidden_states=image, return_dict=False)[0],)
+        by_text: Tensor = self.text(hidden_states, encoder_hidden_states=text, return_dict=False)[0]
+        if image is None or mix is None:
+            return (by_text,)
+        by_image: Tensor = self.image(hidden_states, encoder_hidden_states=image, return_dict=False)[0]
         return (torch.lerp(by_image, by_text, mix.to(by_image.dtype)[:, None, None, None]),)
 
 

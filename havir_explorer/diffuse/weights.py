@@ -153,7 +153,7 @@ def _pretrained(kind: Any, root: Path, part: str) -> Any:  # noqa: ANN401 - diff
     try:
         return kind.from_pretrained(root / part, local_files_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError) as fault:
-        msg = f"part {part} of the Versatile Diffusion at {root} cannot be loaded: {str(fault).splitlines()[0]}; copy the folder {part} from the checkpoint again"
+        msg = f"part {part} of the Versatile Diffusion at {root} cannot be loaded: {str(fault).splitlines()[0]}; copy it from the checkpoint again"
         raise WeightsInvalid(msg) from fault
 
 
