@@ -111,9 +111,11 @@ class Dataset(Protocol):
     """A data set: subjects, trials, responses, stimuli, atlas, geometry."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Short name, for titles and folders."""
     @property
-    def root(self) -> Path: ...
+    def root(self) -> Path:
+        """Folder of the tree."""
     @property
     def synthetic(self) -> bool:
         """True for the teaching world."""
@@ -121,17 +123,24 @@ class Dataset(Protocol):
     def convention(self) -> str:
         """How responses are normalised, in words; stored with every model and checked at load."""
     def __hash__(self) -> int: ...
-    def subjects(self) -> tuple[str, ...]: ...
+    def subjects(self) -> tuple[str, ...]:
+        """Subjects with responses, ``subj01`` and so on."""
     def trials(self, subject: str) -> pd.DataFrame:
-        """One row a trial, index = 0-based trial of the experiment; columns session (1-based), trial_in_session (0-based), nsd_id (0-based), repeat (0-based), n_repeats (available in this tree), shared (bool), coco_id."""
+        """Return one row a trial, indexed by the 0-based trial of the experiment.
+
+        Columns: session (1-based), trial_in_session, nsd_id and repeat (0-based), n_repeats (available in this tree), shared (bool), coco_id.
+        """
     def responses(self, subject: str, trials: IntArray) -> FloatArray:
         """Z-scored responses, float32 (n_trials, n_voxels)."""
     def stimuli(self, nsd_ids: IntArray) -> UInt8Array:
         """Pictures, uint8 (n, H, W, 3), in the order asked for (repeats allowed)."""
     def captions(self, nsd_id: int) -> tuple[str, ...]:
         """Captions of a picture; empty when the tree holds none."""
-    def atlas(self, subject: str) -> Atlas: ...
-    def geometry(self, subject: str) -> Geometry: ...
+    def atlas(self, subject: str) -> Atlas:
+        """ROIs over the subject's voxels."""
+    def geometry(self, subject: str) -> Geometry:
+        """Where the voxels lie."""
     def ncsnr(self, subject: str) -> FloatArray:
         """Noise-ceiling signal-to-noise ratio, float32 (n_voxels,)."""
-    def surface(self, subject: str) -> SurfaceMap: ...
+    def surface(self, subject: str) -> SurfaceMap:
+        """Voxels to cortical surface."""
