@@ -18,7 +18,7 @@ from havir_explorer.decode.havir import Havir
 from havir_explorer.diffuse import weights
 from havir_explorer.diffuse.model import VersatileDiffusion, resized, to_uint8
 from havir_explorer.diffuse.sampler import generate
-from havir_explorer.errors import RequestError, WeightsMissing
+from havir_explorer.errors import WeightsMissing
 from havir_explorer.paths import cache_folder
 from havir_explorer.records import FloatArray, IntArray, Reconstruction, Request, Step, UInt8Array
 
@@ -47,9 +47,9 @@ def run(request: Request, *, on_step: OnStep | None = None) -> Reconstruction:
     """
     clock = _Clock(on_step or _ignore)
     with clock.stage("load"):
+        responses = measured(open_dataset(request.dataset), request)
         dataset, decoder, generator = models(request)
     with clock.stage("decode"):
-        responses = measured(dataset, request)
         decoded = decoder.decode(masks.apply(responses, request.mask, dataset.atlas(request.subject), other=_filling(dataset, request)))
         structure = generator.decode_latents(decoded.latents)[0]
     with clock.stage("diffuse"):
@@ -77,8 +77,6 @@ def run(request: Request, *, on_step: OnStep | None = None) -> Reconstruction:
 def models(request: Request) -> tuple[Dataset, Havir, VersatileDiffusion]:
     """Return the data set, the subject's decoder (checked against it) and the generator of a request; each is loaded once a process."""
     dataset = open_dataset(request.dataset)
-    if request.subject not in dataset.subjects():
-        dataset.trials(request.subject)  # raises the reader's own sentence, with the subjects there are
     decoder = _decoder(Path(request.decoder) if request.decoder else decoder_folder(dataset, request.subject))
     decoder.manifest.check(dataset, request.subject)
     return dataset, decoder, _generator(request.generator)
@@ -97,19 +95,10 @@ def measured(dataset: Dataset, request: Request) -> FloatArray:
 
 
 def presentations(dataset: Dataset, request: Request) -> IntArray:
-    """Return the trials a request reads: its own, or all that showed the same image.
-
-    Raises
-    ------
-    RequestError
-        The trial is not in the data.
-    """
+    """Return the trials a request reads: its own, or all that showed the same image."""
     table = dataset.trials(request.subject)
-    if request.trial not in table.index:
-        msg = f"{request.subject} has no trial {request.trial} in {dataset.name}; trials run from {table.index.min()} to {table.index.max()}"
-        raise RequestError(msg)
-    if request.repeats == "single":
-        return np.array([request.trial], dtype=np.int64)
+    if request.repeats == "single" or request.trial not in table.index:
+        return np.array([request.trial], dtype=np.int64)  # a trial there is none of: the reader says which there are
     return table.index[table["nsd_id"] == table.loc[request.trial, "nsd_id"]].to_numpy(dtype=np.int64)
 
 

@@ -1,0 +1,87 @@
+"""One request, one reconstruction, on the teaching world with the shipped weights."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from havir_explorer import pipeline
+from havir_explorer.errors import Cancelled, RequestError, WeightsInvalid, WeightsMissing
+from havir_explorer.records import Mask, Request, Settings
+
+
+def test_the_same_request_gives_the_same_bytes(request_):
+    first, second = pipeline.run(request_), pipeline.run(request_)
+    assert first.picture.tobytes() == second.picture.tobytes()
+    assert [s.name for s in first.scores] == ["PixCorr", "SSIM", "CLIP", "CLIP-cos"]
+    assert (first.kind, first.synthetic, first.trained_on) == ("generated", True, False)
+    assert first.picture.shape == first.structure.shape == first.stimulus.shape == (64, 64, 3)
+    other = pipeline.run(replace(request_, settings=replace(request_.settings, seed=1)))
+    assert other.picture.tobytes() != first.picture.tobytes()
+
+
+def test_strength_zero_is_the_decoded_latents_and_says_so(request_):
+    result = pipeline.run(replace(request_, settings=Settings(strength=0)))
+    assert result.kind == "decoded"
+    assert np.array_equal(result.picture, result.structure)
+
+
+def test_stages_and_steps_are_announced_with_previews(request_):
+    steps = []
+    pipeline.run(replace(request_, settings=Settings(steps=4, strength=1)), on_step=steps.append)
+    assert [s.stage for s in steps if not s.count] == ["load", "decode", "diffuse", "measure"]
+    counted = [s for s in steps if s.count]
+    assert [(s.index, s.count) for s in counted] == [(i, 4) for i in (1, 2, 3, 4)]
+    assert all(s.preview is not None and s.preview.shape == (16, 16, 3) for s in counted)
+
+
+def test_raising_in_a_step_stops_there(request_):
+    seen = []
+
+    def stop(step):
+        seen.append(step)
+        if step.count:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        pipeline.run(request_, on_step=stop)
+    assert sum(s.count > 0 for s in seen) == 1
+
+
+def test_a_mask_reaches_only_its_branch(request_):
+    plain = pipeline.run(request_)
+    semantic = pipeline.run(replace(request_, mask=Mask(mute=("floc-faces",))))
+    assert np.array_equal(semantic.structure, plain.structure)  # the latents cannot move
+    spatial = pipeline.run(replace(request_, mask=Mask(mute=("V1",))))
+    assert not np.array_equal(spatial.structure, plain.structure)
+    dataset, decoder, _ = pipeline.models(request_)
+    responses = pipeline.measured(dataset, request_)
+    from havir_explorer import masks
+
+    lesioned = decoder.decode(masks.apply(responses, Mask(mute=("V1",)), dataset.atlas("subj01")))
+    assert np.array_equal(lesioned.image_embeds, decoder.decode(responses).image_embeds)  # nor can the embeddings
+
+
+def test_repeats_are_all_presentations_of_the_picture(demo, request_):
+    trials = pipeline.presentations(demo, request_)
+    table = demo.trials("subj01")
+    assert len(trials) == 3
+    assert table.loc[trials, "nsd_id"].nunique() == 1
+    assert pipeline.presentations(demo, replace(request_, repeats="single")).tolist() == [request_.trial]
+
+
+def test_a_training_picture_is_badged(demo, request_):
+    table = demo.trials("subj01")
+    seen = int(table.index[~table["shared"].to_numpy(bool)][0])
+    assert pipeline.run(replace(request_, trial=seen, settings=Settings(strength=0))).trained_on
+
+
+def test_what_does_not_exist_is_said(request_, tmp_path):
+    with pytest.raises(RequestError, match="8250|no trial|trials run"):
+        pipeline.run(replace(request_, trial=999_999))
+    with pytest.raises(WeightsMissing, match="havir train"):
+        pipeline.run(replace(request_, decoder=str(tmp_path / "nothing")))
+    with pytest.raises(WeightsInvalid, match="subj02"):
+        pipeline.run(replace(request_, subject="subj01", decoder=str(pipeline.decoder_folder(pipeline.open_dataset("demo"), "subj02"))))
+    with pytest.raises(RequestError, match="subj09"):
+        pipeline.run(Request(subject="subj09"))
