@@ -77,6 +77,7 @@ def run(request: Request, *, on_step: OnStep | None = None) -> Reconstruction:
 def models(request: Request) -> tuple[Dataset, Havir, VersatileDiffusion]:
     """Return the data set, the subject's decoder (checked against it) and the generator of a request; each is loaded once a process."""
     dataset = open_dataset(request.dataset)
+    dataset.trials(request.subject)  # for a subject there is none of, the reader's own sentence
     decoder = _decoder(Path(request.decoder) if request.decoder else decoder_folder(dataset, request.subject))
     decoder.manifest.check(dataset, request.subject)
     return dataset, decoder, _generator(request.generator)
