@@ -252,15 +252,20 @@ class Worker:
         self._start()
         return job
 
+    def cancel(self) -> None:
+        """Cancel the job that runs and those that wait; nothing happens where there are none."""
+        with self._news:
+            stale, self._waiting = self._waiting, []
+            running = self._current
+        for job in (*stale, *((running,) if running else ())):
+            job.cancel()
+
     def close(self) -> None:
         """Cancel everything and let the thread end after the current step."""
         with self._news:
             self._closed = True
-            stale, self._waiting = self._waiting, []
-            running = self._current
             self._news.notify_all()
-        for job in (*stale, *((running,) if running else ())):
-            job.cancel()
+        self.cancel()
 
     def _start(self) -> None:
         with self._news:
