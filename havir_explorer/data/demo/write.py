@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -22,13 +23,14 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.io import savemat
 
-from havir_explorer.data import MARKER, WORLD
+from havir_explorer.data import WORLD
 from havir_explorer.data.demo import anatomy, brain, design, features, scenes
 from havir_explorer.data.demo.bricks import write_betas, write_stimuli
-from havir_explorer.errors import OutputError
+from havir_explorer.data.nsd import MARKER
+from havir_explorer.errors import HavirError, OutputError
 from havir_explorer.records import FloatArray
 
-__all__ = ["MARKER", "WORLD", "Progress", "measured_ncsnr", "write_world"]
+__all__ = ["WORLD", "Progress", "measured_ncsnr", "write_world"]
 
 WORLD_VERSION = 1
 Progress = Callable[[float, str], None]
@@ -59,16 +61,25 @@ def write_world(folder: Path, progress: Progress) -> None:
         partial.chmod(0o755)
         _write(partial, progress)
         _put_in_place(partial, folder)
-    except OSError as problem:
-        if isinstance(problem, OutputError):
+    except (OSError, RuntimeError) as problem:
+        why = _reason(problem)
+        if why is None:
             raise
-        why = "the disk is full" if problem.errno == errno.ENOSPC else (problem.strerror or str(problem))
-        msg = f"the teaching world (about 300 MB) cannot be written to {folder}: {why}; free some space or set HAVIR_CACHE to another folder"
+        msg = f"the teaching world (about 270 MB) cannot be written to {folder}: {why}; free some space or set HAVIR_CACHE to another folder"
         raise OutputError(msg) from problem
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     progress(1.0, "The teaching world is ready")
+
+
+def _reason(problem: OSError | RuntimeError) -> str | None:
+    """Say why a write failed; None when the failure is not the disk's. HDF5 names the errno in its text only, at times in a RuntimeError."""
+    if isinstance(problem, HavirError):
+        return None
+    if getattr(problem, "errno", None) == errno.ENOSPC or f"errno = {errno.ENOSPC}" in str(problem):
+        return "the disk is full"
+    return (problem.strerror or str(problem)) if isinstance(problem, OSError) else None
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
@@ -81,6 +92,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
 
 
 def _write(root: Path, progress: Progress) -> None:
+    wall, cpu = time.perf_counter(), time.process_time()
     plan = design.design()
     report = _Report(progress)
     report.add(0.0, "Laying out the experiment")
@@ -94,23 +106,31 @@ def _write(root: Path, progress: Progress) -> None:
             report.add(0.08, "Looking at the pictures")
             for number, who in enumerate(brain.INDIVIDUALS):
                 _write_subject(root, plan, cortex, number, who, report)
-            _write_marker(root)
         except BaseException:
             stop.set()  # the pictures' thread ends after the one it is drawing
             raise
         stimuli.result()
+    _write_marker(root, time.perf_counter() - wall, time.process_time() - cpu)
 
 
 class _Report:
-    """Adds up the shares of two threads; thread-safe, and passes the caller's exception on."""
+    """Adds up the shares of two threads; an exception of the caller's function stops both."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._done, self._lock = progress, 0.0, threading.Lock()
+        self._failure: BaseException | None = None
 
     def add(self, share: float, words: str) -> None:
+        """Report that another share of the work is done."""
         with self._lock:
+            if self._failure is not None:
+                raise self._failure
             self._done = min(self._done + share, 0.99)
-            self._progress(self._done, words)
+            try:
+                self._progress(self._done, words)
+            except BaseException as failure:
+                self._failure = failure
+                raise
 
 
 def _write_design(root: Path, plan: design.Design) -> None:
@@ -219,9 +239,15 @@ def _write_anatomy(root: Path, body: anatomy.Anatomy, subject: str) -> None:
         _save_surface(transforms / f"{side}.white-to-fsaverage.mgz", index[:, None, None])
 
 
-def _write_marker(root: Path) -> None:
-    subjects = [who.name for who in brain.INDIVIDUALS]
-    about = {"synthetic": True, "name": "demo", "world": WORLD_VERSION, "subjects": subjects, "captions": "nsddata_stimuli/captions.json"}
+def _write_marker(root: Path, wall_seconds: float, cpu_seconds: float) -> None:
+    about = {
+        "synthetic": True,
+        "name": "demo",
+        "world": WORLD_VERSION,
+        "subjects": [who.name for who in brain.INDIVIDUALS],
+        "captions": "nsddata_stimuli/captions.json",
+        "built": {"wall_seconds": round(wall_seconds, 1), "cpu_seconds": round(cpu_seconds, 1)},
+    }
     (root / MARKER).write_text(json.dumps(about, indent=1) + "\n")
 
 
@@ -232,8 +258,8 @@ def _fill(flat_index: npt.NDArray[np.int64], values: npt.NDArray[np.generic], em
 
 
 def _save_volume(path: Path, values: npt.NDArray[np.generic]) -> None:
-    nib.save(nib.Nifti1Image(values, anatomy.AFFINE), path)  # type: ignore[no-untyped-call]
+    nib.save(nib.Nifti1Image(values, anatomy.AFFINE), path)
 
 
 def _save_surface(path: Path, values: npt.NDArray[np.generic]) -> None:
-    nib.save(nib.MGHImage(values, np.eye(4)), path)  # type: ignore[no-untyped-call]
+    nib.save(nib.MGHImage(values, np.eye(4)), path)
