@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from havir_explorer import __version__
-from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, table, write
+from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, quiet, table, write
 from havir_explorer.errors import RequestError, nearest
 from havir_explorer.records import Branch, Request
 
 if TYPE_CHECKING:
+    from havir_explorer.data.dataset import Dataset
+    from havir_explorer.decode.havir import Havir
     from havir_explorer.records import Reconstruction, Step
 
 app = typer.Typer(
@@ -173,6 +175,8 @@ def evaluate(
     limit: Annotated[int, typer.Option("--limit", help="At most this many shared test images.")] = 100,
     conditions: Annotated[str, typer.Option("--conditions", help="Some of the conditions, e.g. full,no_brain; all when left out.")] = "",
     seed: Annotated[int, typer.Option("--seed", help="Of every picture's noise.")] = 0,
+    generator: GeneratorOption = None,
+    decoder: DecoderOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score reconstructions of the shared test images, and of the controls that show what the brain added."""
@@ -180,11 +184,15 @@ def evaluate(
 
     chosen = names(conditions) or tuple(scoring.ALL)
     with progress_bar(f"evaluating {subject}") as show:
-        found = scoring.evaluate(dataset, subject, conditions=chosen, limit=limit, seed=seed, progress=show)
+        found = scoring.evaluate(
+            dataset, subject, conditions=chosen, limit=limit, seed=seed, progress=show, generator=generator or _D.generator, decoder=decoder or _D.decoder
+        )
     if as_json:
         emit(found.as_dict())
     else:
-        console().print(found.as_table())
+        scores = found.as_table()
+        rows = [(str(name), *(str(cell) for cell in row)) for name, row in zip(scores.index, scores.to_numpy(), strict=True)]
+        table(f"{subject}, {found.n_images} test images, mean [95 % interval]", ("condition", *scores.columns), rows)
 
 
 @app.command()
@@ -221,7 +229,8 @@ def map_(
     as_json: JsonOption = False,
 ) -> None:
     """Draw which cortex feeds a branch."""
-    from havir_explorer import attribute, pipeline
+    from havir_explorer import attribute
+    from havir_explorer.data import open_dataset
     from havir_explorer.draw.cortex import cortical_map
     from havir_explorer.draw.figure import figure
 
@@ -229,8 +238,8 @@ def map_(
     can_write(out, ".png", ".pdf", ".svg")
     if csv is not None:
         can_write(csv, ".csv")
-    tree, model, _ = pipeline.models(Request(dataset=dataset, subject=subject, decoder=decoder or ""))
-    contribution = attribute.contribution(model, which)
+    tree = open_dataset(dataset)
+    contribution = attribute.contribution(_trained(tree, subject, decoder), which)
     atlas, surface = tree.atlas(subject), tree.surface(subject)
     rois = attribute.roi_table(contribution, atlas, tree.ncsnr(subject))
     painted = cortical_map(contribution.values, surface)
@@ -244,6 +253,17 @@ def map_(
         emit({**written, "branch": which, "method": contribution.method, "rois": json.loads(rois.to_json(orient="records"))})
     else:
         console().print(f"wrote {out}{f' and {csv}' if csv else ''}")
+
+
+def _trained(tree: Dataset, subject: str, folder: str | None) -> Havir:
+    """The subject's decoder alone: a map needs no generator."""
+    from havir_explorer.decode.havir import Havir
+    from havir_explorer.pipeline import decoder_folder
+
+    tree.trials(subject)  # says which subjects there are when this is none of them
+    model = Havir.load(Path(folder) if folder else decoder_folder(tree, subject))
+    model.manifest.check(tree, subject)
+    return model
 
 
 def _branch(name: str) -> Branch:
@@ -281,4 +301,5 @@ def command(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the console command."""
+    quiet()
     sys.exit(command(sys.argv[1:]))

@@ -22,6 +22,12 @@ FINE, OURS, YOURS, STOPPED = 0, 1, 2, 130
 """Exit codes: done; our fault; the user's input or files; stopped by the user."""
 
 
+def quiet() -> None:
+    """Keep the libraries' own progress bars and advice off the terminal, before they are imported; what the user has set stands."""
+    for name, value in (("HF_HUB_DISABLE_PROGRESS_BARS", "1"), ("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error")):
+        os.environ.setdefault(name, value)
+
+
 def console(*, to_stderr: bool = False) -> Console:
     """A console on the current stdout or stderr; words are never broken by highlighting."""
     return Console(stderr=to_stderr, highlight=False, soft_wrap=True)
@@ -34,7 +40,9 @@ def emit(values: object) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> None:
     """Print a table; every column but the first is flushed right where it holds numbers."""
-    grid = Table(title=title or None, title_justify="left")
+    if title:
+        console().print(title)
+    grid = Table()
     for place, name in enumerate(columns):
         grid.add_column(name, justify="right" if place and numbers else "left", overflow="fold")
     for row in rows:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from havir_explorer.cli_show import quiet
+
+quiet()
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in a test may depend on the network
 

@@ -158,6 +158,7 @@ def test_map_draws_the_cortex_and_its_table(told, cache, tmp_path, branch):
     assert csv.read_text().splitlines()[0].split(",")[0] == "roi"
 
 
+@pytest.mark.slow
 def test_train_makes_weights_that_reconstruct(told, cache, tmp_path, trial):
     folder = tmp_path / "weights"
     said = told("train", "--steps", 3, "--out", folder)
