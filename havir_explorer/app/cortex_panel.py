@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import ipywidgets as widgets
@@ -9,10 +10,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from havir_explorer.data.dataset import Atlas, SurfaceMap
-from havir_explorer.draw import mesh, palette
+from havir_explorer.draw import labels, mesh, palette
 from havir_explorer.draw.cortex import Region, regions
 from havir_explorer.errors import RequestError
-from havir_explorer.records import FloatArray
+from havir_explorer.records import BoolArray, FloatArray
 
 Theme = Literal["light", "dark"]
 VIEWS = ("left lateral", "right lateral", "ventral", "medial", "posterior", "flat")
@@ -21,12 +22,15 @@ VIEWS = ("left lateral", "right lateral", "ventral", "medial", "posterior", "fla
 SPATIAL = ("prf-visualrois",)
 """Atlas files outlined by the "spatial" switch; every other outlined file belongs to "semantic"."""
 
-_MESH, _BAR, _LETTERS, _NAMES = range(4)  # traces; the outlines follow, two a file (casing and line)
-_FIRST_OUTLINE = 4
+_MESH, _BAR, _FIRST_OUTLINE = range(3)  # traces; two outlines a file (casing and line)
 _INK = {"light": "#3c3c3c", "dark": "#d0d0d0"}
 _CASING = "#1c1c1c"
-_FIT = 1.55
-"""Sum of both half axes that plotly's orthographic camera shows along the height, measured in the browser."""
+_TITLE, _BAR_WIDTH = 34, 90
+"""Pixels kept above the brain for the title and beside it for the colour bar."""
+_MARGIN = 22.0
+"""Millimetres around a scene, for the letters."""
+_SPAN = 2.0
+"""plotly's orthographic camera shows this much of the aspect ratio along the height of a scene (measured)."""
 
 
 class CortexPanel:
@@ -52,8 +56,8 @@ class CortexPanel:
         One of ``VIEWS``.
     """
 
-    def __init__(self, *, height: int = 420, width: int = 720, theme: Theme = "light") -> None:
-        self._box = (width, height - 20)
+    def __init__(self, *, height: int = 420, width: int = 860, theme: Theme = "light") -> None:
+        self._box = (width - _BAR_WIDTH, height - _TITLE)
         self._regions: tuple[Region, ...] = ()
         self._lines: dict[bool, dict[str, list[mesh.Outline]]] = {}
         self._scale: tuple[str, float, float, str] | None = None
@@ -91,7 +95,6 @@ class CortexPanel:
             self.figure.data = self.figure.data[:_FIRST_OUTLINE]
             self.figure.data[_MESH].text = self._vertex_names()
         self.figure.add_traces(self._outline_traces())
-        self._place_names()
         self._show_outlines()
 
     def show(
@@ -162,21 +165,17 @@ class CortexPanel:
         self._buttons.value = view
         where = self._scene
         with self.figure.batch_update():
-            brain, letters = self.figure.data[_MESH], self.figure.data[_LETTERS]
-            brain.update(**_vertices(where))
-            letters.update(**_letters(where))
-            self.figure.layout.scene.update(_axes(where, self._box))
-            self.figure.layout.scene.camera = _CAMERA
+            self.figure.data[_MESH].update(**_vertices(where))
+            self.figure.layout.scene.update(**_axes(where, self._box), camera=_CAMERA, annotations=self._texts())
             for trace, points in zip(self.figure.data[_FIRST_OUTLINE:], self._outline_points(), strict=True):
                 trace.update(x=points[:, 0], y=points[:, 1], z=points[:, 2])
-        self._place_names()
 
     def set_theme(self, theme: Theme) -> None:
         """Set the colour of the text for a light or a dark page; the background is the page's own."""
         self._theme = theme
         with self.figure.batch_update():
             self.figure.layout.font.color = _INK[theme]
-            self.figure.data[_LETTERS].textfont.color = _INK[theme]
+            self.figure.layout.scene.annotations = self._texts()
 
     @property
     def _scene(self) -> mesh.Scene:
@@ -185,16 +184,14 @@ class CortexPanel:
     def _base_traces(self) -> list[go.Mesh3d | go.Scatter3d]:
         where = self._scene
         bare = palette.paint(np.full(mesh.N_VERTICES, np.nan, np.float32), mesh.sulci(), 0, 1)
-        light = {"ambient": 0.72, "diffuse": 0.42, "specular": 0.04, "roughness": 0.9, "fresnel": 0.0}
+        light = {"ambient": 0.8, "diffuse": 0.36, "specular": 0.04, "roughness": 0.9, "fresnel": 0.0}
         brain = go.Mesh3d(
             **_vertices(where), vertexcolor=bare, lighting=light, lightposition={"x": -400, "y": -4000, "z": 3000}, hovertemplate="%{text}<extra></extra>"
         )
         colorbar = {"thickness": 12, "len": 0.72, "outlinewidth": 0, "tickfont": {"size": 11}, "title": {"side": "right", "font": {"size": 12}}, "x": 1.0}
         marker = {"size": 0, "color": [0], "cmin": 0, "cmax": 1, "colorscale": palette.colorscale(palette.UNSIGNED), "showscale": True, "colorbar": colorbar}
         bar = go.Scatter3d(x=[None], y=[None], z=[None], mode="markers", marker=marker, hoverinfo="skip")
-        letters = go.Scatter3d(**_letters(where), mode="text", textfont={"size": 15, "color": _INK[self._theme]}, hoverinfo="skip")
-        names = go.Scatter3d(x=[], y=[], z=[], mode="text", textfont={"size": 12, "color": "#000000"}, hoverinfo="skip", visible=False)
-        return [brain, bar, letters, names]
+        return [brain, bar]
 
     def _vertex_names(self) -> list[str]:
         """Names of the regions at every vertex, joined, ready to stand before the value."""
@@ -211,7 +208,7 @@ class CortexPanel:
         traces = []
         points = iter(self._outline_points())
         for file, color in self._files().items():
-            for width, ink in ((7, _CASING), (3.5, color)):
+            for width, ink in ((5, _CASING), (2.5, color)):
                 xyz = next(points)
                 traces.append(
                     go.Scatter3d(x=xyz[:, 0], y=xyz[:, 1], z=xyz[:, 2], mode="lines", line={"width": width, "color": ink}, hoverinfo="skip", name=file)
@@ -231,21 +228,24 @@ class CortexPanel:
                 result.append(np.concatenate(pieces) if pieces else parted)
         return result
 
-    def _place_names(self) -> None:
-        """Put every region's name over the vertex nearest to its middle, in each hemisphere."""
+    def _texts(self) -> list[dict[str, object]]:
+        """L and R above their hemispheres and, when asked for, the names of the regions that face the viewer."""
         where = self._scene
-        at: list[FloatArray] = []
-        text: list[str] = []
-        for region in self._shown():
-            for half in (slice(0, mesh.N_HEMISPHERE), slice(mesh.N_HEMISPHERE, None)):
-                inside, xyz, normals = region.inside[half], where.xyz[half], where.normals[half]
-                if inside.any():
-                    nearest = np.argmin(np.linalg.norm(xyz - xyz[inside].mean(axis=0), axis=1) + np.where(inside, 0, 1e6))
-                    at.append(xyz[nearest] + 4 * normals[nearest])
-                    text.append(region.name)
-        points = np.array(at, np.float32).reshape(-1, 3)
-        with self.figure.batch_update():
-            self.figure.data[_NAMES].update(x=points[:, 0], y=points[:, 1], z=points[:, 2], text=text)
+        letters = [_text(letter, (x, 0, z), (0, -9), size=14, color=_INK[self._theme]) for letter, x, z in where.letters]
+        if not self._switches["names"].value:
+            return letters
+        found = [(r.name, at) for r in self._shown() for half in self._halves() if (at := _middle(where, r.inside, half)) is not None]
+        if not found:
+            return letters
+        pixels = _scale(where, self._box)
+        anchors = np.array([[at[0], -at[2]] for _, at in found], np.float64) * pixels
+        sizes = np.array([[6.4 * len(name) + 4, 14] for name, _ in found])
+        moves = labels.place(anchors, sizes, beside=sizes[:, 0] > 34) - anchors
+        return letters + [_text(name, at, move, size=11, color="#101010") for (name, at), move in zip(found, moves, strict=True)]
+
+    def _halves(self) -> tuple[int, ...]:
+        """Hemispheres in sight: one hides the other from the side."""
+        return {"left lateral": (0,), "right lateral": (1,)}.get(self.view, (0, 1))
 
     def _shown(self) -> tuple[Region, ...]:
         return tuple(r for r in self._regions if self._is_on(r.file))
@@ -254,9 +254,8 @@ class CortexPanel:
         return bool(self._switches["spatial ROIs" if file in SPATIAL else "semantic ROIs"].value)
 
     def _show_outlines(self) -> None:
-        self._place_names()
         with self.figure.batch_update():
-            self.figure.data[_NAMES].visible = bool(self._switches["names"].value)
+            self.figure.layout.scene.annotations = self._texts()
             for trace in self.figure.data[_FIRST_OUTLINE:]:
                 trace.visible = self._is_on(trace.name)
 
@@ -269,7 +268,7 @@ def _layout(height: int, theme: Theme) -> go.Layout:
     return go.Layout(
         height=height,
         autosize=True,
-        margin={"l": 0, "r": 0, "t": 34, "b": 0},
+        margin={"l": 0, "r": 0, "t": _TITLE, "b": 0},
         paper_bgcolor=clear,
         plot_bgcolor=clear,
         font={"color": _INK[theme], "family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12},
@@ -283,18 +282,23 @@ def _layout(height: int, theme: Theme) -> go.Layout:
             "dragmode": "orbit",
             "uirevision": "keep",
             "aspectmode": "manual",
-            **_axes(mesh.scene("left lateral"), (720, height)),
+            **_axes(mesh.scene("left lateral"), (height, height)),
         },
     )
 
 
 def _axes(where: mesh.Scene, box: tuple[int, int]) -> dict[str, object]:
     """Ranges and aspect that show a scene at one scale along all axes, as large as the box allows."""
-    size = np.array(where.size) + 24  # room for the letters and lifted outlines
-    scale = _FIT * min(1 / size[2], box[0] / box[1] / size[0])
     hidden = {"visible": False, "showspikes": False}
-    axes = {f"{name}axis": {**hidden, "range": [-s / 2, s / 2]} for name, s in zip("xyz", size.tolist(), strict=True)}
-    return {**axes, "aspectratio": {name: s * scale for name, s in zip("xyz", size.tolist(), strict=True)}}
+    size = [s + _MARGIN for s in where.size]
+    aspect = _scale(where, box) * _SPAN / box[1]
+    axes = {f"{name}axis": {**hidden, "range": [-s / 2, s / 2]} for name, s in zip("xyz", size, strict=True)}
+    return {**axes, "aspectratio": {name: s * aspect for name, s in zip("xyz", size, strict=True)}}
+
+
+def _scale(where: mesh.Scene, box: tuple[int, int]) -> float:
+    """Pixels a millimetre."""
+    return min(box[0] / (where.size[0] + _MARGIN), box[1] / (where.size[2] + _MARGIN))
 
 
 def _vertices(where: mesh.Scene) -> dict[str, np.ndarray]:
@@ -302,10 +306,24 @@ def _vertices(where: mesh.Scene) -> dict[str, np.ndarray]:
     return {"x": xyz[:, 0], "y": xyz[:, 1], "z": xyz[:, 2], "i": faces[:, 0], "j": faces[:, 1], "k": faces[:, 2]}
 
 
-def _letters(where: mesh.Scene) -> dict[str, list[object]]:
-    """L and R above their hemispheres."""
-    text, x, z = zip(*where.letters, strict=True)
-    return {"x": list(x), "y": [-where.size[1] / 2] * len(text), "z": [v + 7 for v in z], "text": list(text)}
+def _text(text: str, at: Sequence[float] | FloatArray, move: Sequence[float] | labels.Points, *, size: int, color: str) -> dict[str, object]:
+    """Annotation of a point of the scene, ``move`` pixels (right, down) away; a line joins them when the text had to make room."""
+    plate = "rgba(255,255,255,0.72)" if size < 14 else "rgba(0,0,0,0)"
+    right, down = float(move[0]), float(move[1])
+    far = size < 14 and abs(right) + abs(down) > 4
+    line = {"ax": right, "ay": down, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": "#101010"} if far else {"yshift": -down}
+    x, y, z = (float(v) for v in at)
+    return {"text": text, "x": x, "y": y, "z": z, "showarrow": far, "font": {"size": size, "color": color}, "bgcolor": plate, "borderpad": 0, **line}
+
+
+def _middle(where: mesh.Scene, inside: BoolArray, half: int) -> FloatArray | None:
+    """Return the region's point nearest to its centre among those of one hemisphere that face the viewer; None where none does."""
+    front = inside & (where.normals[:, 1] < -0.35)
+    at = np.flatnonzero(front[half * mesh.N_HEMISPHERE :][: mesh.N_HEMISPHERE]) + half * mesh.N_HEMISPHERE
+    if not at.size:
+        return None
+    xyz = where.xyz[at]
+    return np.asarray(xyz[np.argmin(np.linalg.norm(xyz - xyz.mean(axis=0), axis=1))], np.float32)
 
 
 def _switch(name: str) -> widgets.ToggleButton:

@@ -30,7 +30,7 @@ _PANELS: tuple[tuple[mesh.View, tuple[int, int, int, int]], ...] = (  # left, to
     ("lateral", (16, 78, 416, 150)),
     ("medial", (432, 78, 416, 150)),
     ("ventral", (848, 78, 416, 150)),
-    ("flat", (16, 238, 1248, 530)),
+    ("flat", (16, 254, 1248, 516)),
 )
 
 
@@ -83,7 +83,7 @@ def figure(
         where = mesh.scene(view)
         scale = 0.97 * min(box[2] / where.size[0], box[3] / where.size[2])
         _surface(fig, where, values, box, scale, low, high, cmap)
-        over = _overlay(fig, where, box, scale)
+        over = _overlay(fig, box, scale)
         _draw_outlines(over, where, shown, colors)
         _captions(over, view)
         if view == "flat":
@@ -146,7 +146,7 @@ def _fit(ax: Axes3D, where: mesh.Scene, scale: float, centre: tuple[float, float
     ax.apply_aspect()
     ax.set_box_aspect((1, 1, 1), zoom=scale / (_pixel(ax, origin, 100) - _pixel(ax, origin))[0] * 100)
     off = _pixel(ax, origin) - centre
-    _limits(ax, origin + [off[0] / scale, 0, off[1] / scale], half)
+    _limits(ax, origin + np.array([off[0], 0, off[1]]) / scale, half)
 
 
 def _limits(ax: Axes3D, centre: npt.NDArray[np.float64], half: float) -> None:
@@ -160,7 +160,7 @@ def _pixel(ax: Axes3D, at: npt.NDArray[np.float64], right: float = 0) -> npt.NDA
     return np.asarray(ax.transData.transform((x, y)))
 
 
-def _overlay(fig: Figure, where: mesh.Scene, box: tuple[int, int, int, int], scale: float) -> Axes:
+def _overlay(fig: Figure, box: tuple[int, int, int, int], scale: float) -> Axes:
     """Plain axes over a surface, in its millimetres."""
     over = fig.add_axes(_rect(box), label=f"over {box}")
     over.set(xlim=np.array([-0.5, 0.5]) * box[2] / scale, ylim=np.array([-0.5, 0.5]) * box[3] / scale)
@@ -200,25 +200,26 @@ def _names(over: Axes, where: mesh.Scene, shown: tuple[Region, ...]) -> None:
     if not found:
         return
     halo = [withStroke(linewidth=1.6, foreground="white")]
-    texts = [over.text(*at, name, ha="center", va="center", fontsize=6.5, color="black", path_effects=halo, zorder=6) for name, at in found]
-    renderer = over.figure.canvas.get_renderer()
-    sizes = np.array([text.get_window_extent(renderer).size for text in texts])
-    anchors = over.transData.transform([at for _, at in found])
-    for text, anchor, centre in zip(texts, anchors, labels.place(anchors, sizes, margin=3), strict=True):
+    texts = [over.text(at[0], at[1], name, ha="center", va="center", fontsize=6.5, color="black", path_effects=halo, zorder=6) for name, at in found]
+    sizes = np.array([text.get_window_extent().size for text in texts])
+    anchors = over.transData.transform([(at[0], at[1]) for _, at in found])
+    narrow = np.array([width for _, (_, _, width) in found]) * np.ptp(over.bbox.intervalx) / np.ptp(over.get_xlim()) < sizes[:, 0]
+    for text, anchor, centre in zip(texts, anchors, labels.place(anchors, sizes, beside=narrow, margin=3), strict=True):
         ends = over.transData.inverted().transform([anchor, centre])
         text.set_position(tuple(ends[1]))
         if np.linalg.norm(centre - anchor) > 4:
-            over.plot(*ends.T, color=_INK, linewidth=0.6, zorder=5, path_effects=[Stroke(linewidth=1.4, foreground="white", alpha=0.7), withStroke(linewidth=0)])
-            over.plot(*ends[:1].T, "o", color=_INK, markersize=1.8, zorder=5)
+            casing = [Stroke(linewidth=1.4, foreground="white", alpha=0.7), withStroke(linewidth=0)]
+            over.plot(*ends.T, color=_INK, linewidth=0.6, zorder=5, path_effects=casing)
 
 
 def _middle(where: mesh.Scene, inside: BoolArray, half: int) -> npt.NDArray[np.float64] | None:
-    """Return x, z of the region's vertex nearest to its centre in one hemisphere; None where it has none."""
+    """Return x and z of the region's vertex nearest to its centre in one hemisphere and the region's width; None where it has no vertex."""
     at = np.flatnonzero(inside[half * mesh.N_HEMISPHERE :][: mesh.N_HEMISPHERE]) + half * mesh.N_HEMISPHERE
     if not at.size:
         return None
     plane = where.xyz[at][:, [0, 2]].astype(np.float64)
-    return np.asarray(plane[np.argmin(np.linalg.norm(plane - plane.mean(axis=0), axis=1))])
+    middle = plane[np.argmin(np.linalg.norm(plane - plane.mean(axis=0), axis=1))]
+    return np.array([*middle, np.ptp(plane[:, 0])])
 
 
 def _legend(fig: Figure, colors: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ N_VERTICES = 2 * N_HEMISPHERE
 SIDES = ("left", "right")
 GAP = 14.0
 """Millimetres between the hemispheres of a scene."""
+
+_SPECK = 8
+"""Edges that leave a pair of neighbouring vertices."""
 
 _X, _Y, _Z = np.eye(3, dtype=np.float32)
 _TURNS = {  # (to the right of the picture, up) for the left and for the right hemisphere, in RAS axes
@@ -73,10 +76,7 @@ def scene(view: View, shape: Shape = "inflated") -> Scene:
     kind: Shape = "flat" if view == "flat" else shape
     halves, faces = _halves(kind)
     turned = [_turn(half, *axes) for half, axes in zip(halves, _TURNS[view], strict=True)]
-    if view in ("left lateral", "right lateral"):
-        turned = _behind(turned, front=0 if view == "left lateral" else 1)
-    else:
-        turned = _beside(turned)
+    turned = _behind(turned, front=("left lateral", "right lateral").index(view)) if view in ("left lateral", "right lateral") else _beside(turned)
     low, high = np.min([half.min(0) for half in turned], axis=0), np.max([half.max(0) for half in turned], axis=0)
     turned = [half - (low + high) / 2 for half in turned]
     xyz = np.concatenate(turned).astype(np.float32)
@@ -138,7 +138,10 @@ def sulci() -> FloatArray:
     return np.concatenate([parts[side] for side in SIDES]).astype(np.float32)
 
 
-def to_fsaverage5(per_vertex: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+Kind = TypeVar("Kind", bound=np.generic)
+
+
+def to_fsaverage5(per_vertex: npt.NDArray[Kind]) -> npt.NDArray[Kind]:
     """Pick fsaverage5's vertices from an array over fsaverage5, fsaverage6 or fsaverage; left hemisphere first.
 
     FreeSurfer's meshes are nested: the first 10242 vertices of a finer hemisphere are those of fsaverage5.
@@ -210,13 +213,14 @@ def outlines(inside: BoolArray, faces: FaceArray) -> tuple[Outline, ...]:
     Returns
     -------
     tuple of Outline
-        Empty for an empty region and for one that covers the mesh.
+        Empty for an empty region and for one that covers the mesh. Specks of one or two vertices are left out of a region that has more.
     """
     mixed = faces[(inside[faces].sum(axis=1) % 3) != 0].astype(np.int64)
     pairs = np.stack([np.sort(mixed[:, [a, b]], axis=1) for a, b in ((0, 1), (1, 2), (2, 0))], axis=1)  # (n, 3 edges, 2 vertices)
     crossing = inside[pairs[..., 0]] != inside[pairs[..., 1]]
     keys = (pairs[..., 0] * len(inside) + pairs[..., 1])[crossing].reshape(-1, 2)  # each mixed triangle is crossed at exactly two edges
     lines = _chains(keys)
+    lines = [(line, closed) for line, closed in lines if not closed or len(line) > _SPECK] or lines
     return tuple(Outline(np.array(line) // len(inside), np.array(line) % len(inside), closed) for line, closed in lines)
 
 
