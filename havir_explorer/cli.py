@@ -65,12 +65,12 @@ def demo(
     from havir_explorer import cli_demo
 
     built = cli_demo.build()
-    notebook = cli_demo.notebook()
+    notebook = None if build_only else cli_demo.notebook()
     if as_json:
-        emit({**asdict(built), "notebook": str(notebook)})
+        emit({**asdict(built), "notebook": notebook and str(notebook)})
     else:
         console().print(f"teaching world: {built.folder} ({f'built in {built.seconds:.0f} s' if built.fresh else 'already there'})")
-    if not build_only:
+    if notebook:
         raise typer.Exit(cli_demo.serve(notebook, browser=not no_browser))
 
 

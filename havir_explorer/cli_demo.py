@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,10 +12,16 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from havir_explorer.cli_show import progress_bar
-from havir_explorer.errors import DataMissing
+from havir_explorer.cli_show import can_write, progress_bar, write
 
 _NAME = "01_first_look.ipynb"
+_CELL = {"cell_type": "code", "id": "explorer", "metadata": {}, "execution_count": None, "outputs": []}
+_STARTER = {
+    "cells": [{**_CELL, "source": "from havir_explorer import Explorer\n\napp = Explorer()\napp"}],
+    "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+    "nbformat": 4,
+    "nbformat_minor": 5,
+}
 
 
 @dataclass(frozen=True)
@@ -52,24 +59,20 @@ def build() -> Built:
 
 
 def notebook() -> Path:
-    """Return the first notebook: the checkout's own, else a copy of the packaged one in the current folder.
+    """Return the first notebook: the checkout's own; without a checkout, a new one in the current folder that holds the app.
 
     Raises
     ------
-    DataMissing
-        The installation holds no notebook.
+    OutputError
+        The current folder cannot be written.
     """
-    package = Path(str(resources.files("havir_explorer")))
-    own = package.parent / "notebooks" / _NAME
+    own = Path(str(resources.files("havir_explorer"))).parent / "notebooks" / _NAME
     if own.is_file():
         return own
-    copy, packaged = Path.cwd() / _NAME, package / "data" / "demo" / _NAME
-    if not copy.exists():
-        if not packaged.is_file():
-            msg = f"no notebook {_NAME} at {own} or {packaged}: this installation is incomplete; install havir_explorer again"
-            raise DataMissing(msg)
-        shutil.copyfile(packaged, copy)
-    return copy
+    new = Path.cwd() / _NAME
+    if not new.exists():
+        write(can_write(new, new.suffix), lambda part: part.write_text(json.dumps(_STARTER, indent=1), encoding="utf-8"))
+    return new
 
 
 def serve(file: Path, *, browser: bool) -> int:
@@ -94,9 +97,12 @@ def serve(file: Path, *, browser: bool) -> int:
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--allow-root")  # in a container there is often no one else to be
     server = subprocess.Popen(arguments)  # noqa: S603 - our own interpreter and our own arguments
+    before = signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # ended from outside, it leaves no server behind
     try:
-        return server.wait()
+        return max(0, server.wait())
     except KeyboardInterrupt:
         server.terminate()
         server.wait()
         return 0
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -168,10 +169,26 @@ def test_train_makes_weights_that_reconstruct(told, cache, tmp_path, trial):
     assert used["request"]["decoder"] == str(folder)
 
 
-def test_demo_builds_and_names_the_notebook(told, cache):
+def test_demo_finds_the_world_that_is_there(told, cache):
     said = told("demo", "--build-only")
     assert Path(said["folder"]).is_dir()
-    assert said["notebook"].endswith("01_first_look.ipynb")
+    assert said["fresh"] is False
+    assert said["notebook"] is None
+
+
+def test_demo_opens_the_checkouts_notebook():
+    assert cli_demo.notebook() == Path(__file__).parents[1] / "notebooks" / "01_first_look.ipynb"
+
+
+def test_demo_without_a_checkout_makes_a_notebook(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli_demo.resources, "files", lambda _: tmp_path / "site-packages" / "havir_explorer")
+    monkeypatch.chdir(tmp_path)
+    made = cli_demo.notebook()
+    assert made == tmp_path / "01_first_look.ipynb"
+    nbformat.validate(nbformat.read(made, as_version=4))
+    made.write_text("the user's own")
+    assert cli_demo.notebook() == made
+    assert made.read_text() == "the user's own"
 
 
 def test_demo_serves_without_a_browser(monkeypatch, tmp_path):
