@@ -107,6 +107,7 @@ def test_outlines_and_names_can_be_switched(panel):
 
 
 def test_theme_changes_the_ink(panel):
+    panel.set_theme("light")
     light = panel.figure.layout.font.color
     panel.set_theme("dark")
     assert panel.figure.layout.font.color != light

@@ -15,7 +15,7 @@ from havir_explorer.draw.cortex import Region, regions
 from havir_explorer.errors import RequestError
 from havir_explorer.records import BoolArray, FloatArray
 
-Theme = Literal["light", "dark"]
+Theme = Literal["auto", "light", "dark"]
 VIEWS = ("left lateral", "right lateral", "ventral", "medial", "posterior", "flat")
 """Views on offer, in the order of the buttons."""
 
@@ -23,7 +23,9 @@ SPATIAL = ("prf-visualrois",)
 """Atlas files outlined by the "spatial" switch; every other outlined file belongs to "semantic"."""
 
 _MESH, _BAR, _FIRST_OUTLINE = range(3)  # traces; two outlines a file (casing and line)
-_INK = {"light": "#3c3c3c", "dark": "#d0d0d0"}
+_INK = {"auto": "#808080", "light": "#3c3c3c", "dark": "#d0d0d0"}
+_STYLE = "<style>.havir-auto-ink :is(.g-gtitle, .cbaxis, .cbtitle, .infolayer .colorbar) text {fill: var(--jp-ui-font-color1, #808080) !important}</style>"
+"""JupyterLab's own text colour; where the page has none, a grey that reads on white and on black."""
 _CASING = "#1c1c1c"
 _TITLE, _BAR_WIDTH = 34, 90
 """Pixels kept above the brain for the title and beside it for the colour bar."""
@@ -44,8 +46,8 @@ class CortexPanel:
         Of the figure in pixels; it never changes.
     width : int
         Width in pixels that the views are fitted to; the figure itself fills its container.
-    theme : {'light', 'dark'}
-        Colour of the text; see :meth:`set_theme`.
+    theme : {'auto', 'light', 'dark'}
+        Colour of the text: 'auto' follows JupyterLab's theme; see :meth:`set_theme`.
 
     Attributes
     ----------
@@ -56,7 +58,7 @@ class CortexPanel:
         One of ``VIEWS``.
     """
 
-    def __init__(self, *, height: int = 420, width: int = 860, theme: Theme = "light") -> None:
+    def __init__(self, *, height: int = 420, width: int = 860, theme: Theme = "auto") -> None:
         self._box = (width - _BAR_WIDTH, height - _TITLE)
         self._regions: tuple[Region, ...] = ()
         self._lines: dict[bool, dict[str, list[mesh.Outline]]] = {}
@@ -67,6 +69,8 @@ class CortexPanel:
         self.figure._config = {"displayModeBar": False, "scrollZoom": True, "responsive": True}  # noqa: SLF001 - FigureWidget takes no config argument
         with self.figure.batch_update():
             self.figure.add_traces(self._base_traces())
+        # The browser draws the figure before it knows its width; once a view is on the page, plotly is asked to fill it.
+        self.figure.observe(lambda _: self.figure._send_relayout_msg({"autosize": True}), "_view_count")  # noqa: SLF001 - no public call sends an unchanged value
         self._buttons = widgets.ToggleButtons(
             options=[(v.capitalize(), v) for v in VIEWS], value=self.view, style={"button_width": "auto"}, layout=widgets.Layout(width="auto")
         )
@@ -79,7 +83,9 @@ class CortexPanel:
             [self._buttons, widgets.HBox(list(self._switches.values()))],
             layout=widgets.Layout(justify_content="space-between", align_items="center", flex_flow="row wrap"),
         )
-        self.widget = widgets.VBox([bar, self.figure], layout=widgets.Layout(width="100%", min_height=f"{height + 40}px"))
+        style = widgets.HTML(_STYLE, layout=widgets.Layout(display="none"))
+        self.widget = widgets.VBox([bar, self.figure, style], layout=widgets.Layout(width="100%", min_height=f"{height + 40}px"))
+        self._mark_theme()
 
     def set_rois(self, atlas: Atlas, surface: SurfaceMap) -> None:
         """Draw the outlines of a subject's ROIs; call it when the subject changes.
@@ -173,9 +179,13 @@ class CortexPanel:
     def set_theme(self, theme: Theme) -> None:
         """Set the colour of the text for a light or a dark page; the background is the page's own."""
         self._theme = theme
+        self._mark_theme()
         with self.figure.batch_update():
             self.figure.layout.font.color = _INK[theme]
             self.figure.layout.scene.annotations = self._texts()
+
+    def _mark_theme(self) -> None:
+        (self.widget.add_class if self._theme == "auto" else self.widget.remove_class)("havir-auto-ink")
 
     @property
     def _scene(self) -> mesh.Scene:
