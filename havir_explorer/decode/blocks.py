@@ -91,21 +91,31 @@ class Repair(nn.Module):
         Of one prediction.
     gain_shape : tuple of int
         Broadcasts against ``shape``.
+    normalise : bool
+        Bring every prediction to the targets' mean length first, for predictions trained by a loss that does not see their length.
     """
 
+    length: Tensor
     predicted_mean: Tensor
     target_mean: Tensor
     gain: Tensor
 
-    def __init__(self, shape: tuple[int, ...], gain_shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], gain_shape: tuple[int, ...], *, normalise: bool = False) -> None:
         super().__init__()
+        self.normalise = normalise
+        self.register_buffer("length", torch.ones(()))
         self.register_buffer("predicted_mean", torch.zeros(shape))
         self.register_buffer("target_mean", torch.zeros(shape))
         self.register_buffer("gain", torch.ones(gain_shape))
 
     def forward(self, predicted: Tensor) -> Tensor:
         """Return ``target_mean + gain * (predicted - predicted_mean)``."""
-        return self.target_mean + self.gain * (predicted - self.predicted_mean)
+        return self.target_mean + self.gain * (self._at_length(predicted) - self.predicted_mean)
+
+    def _at_length(self, predicted: Tensor) -> Tensor:
+        if not self.normalise:
+            return predicted
+        return functional.normalize(predicted.flatten(1), dim=1).view_as(predicted) * self.length
 
     @torch.no_grad()
     def fit(self, predicted: Tensor, target: Tensor, held_out: Tensor, strength: float) -> Self:
@@ -125,6 +135,8 @@ class Repair(nn.Module):
         Repair
             Itself.
         """
+        self.length.copy_(target.flatten(1).norm(dim=1).mean())
+        predicted = self._at_length(predicted)
         self.predicted_mean.copy_(predicted.mean(0))
         self.target_mean.copy_(target.mean(0))
         reduced = [0, *(axis + 1 for axis, size in enumerate(self.gain.shape) if size == 1)]
@@ -149,6 +161,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             part.weight.fill_(1)
             part.bias.zero_()
         elif isinstance(part, Repair):
+            part.length.fill_(1)
             part.predicted_mean.zero_()
             part.target_mean.zero_()
             part.gain.fill_(1)

@@ -96,8 +96,8 @@ class SemanticExtractor(nn.Module):
         self.blocks = nn.Sequential(*(ResidualMLP(sizes.width, nn.GELU, sizes.block_dropout) for _ in range(sizes.blocks)))
         self.to_image = nn.Linear(sizes.width, int(np.prod(image_shape)))
         self.to_text = nn.Linear(sizes.width, int(np.prod(text_shape)))
-        self.repair_image = Repair(image_shape, (image_shape[0], 1))
-        self.repair_text = Repair(text_shape, (text_shape[0], 1))
+        self.repair_image = Repair(image_shape, (image_shape[0], 1), normalise=True)
+        self.repair_text = Repair(text_shape, (text_shape[0], 1), normalise=True)
 
     def forward(self, voxels: Tensor) -> tuple[Tensor, Tensor]:
         """Return image and text tokens as trained, before the repairs.

@@ -17,7 +17,6 @@ from havir_explorer.decode.havir import Havir
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
 from havir_explorer.decode.samples import Samples
 from havir_explorer.errors import WeightsInvalid
-from havir_explorer.records import BoolArray
 
 Progress = Callable[[float, str], None]
 CHECKPOINT = "checkpoint.pt"
@@ -82,9 +81,9 @@ class Pairs:
 class BranchRun:
     """One module with its optimiser, its voxels, and the best state so far."""
 
-    def __init__(self, module: nn.Module, voxels: BoolArray, rate: float, options: Options) -> None:
+    def __init__(self, module: nn.Module, columns: Tensor, rate: float, options: Options) -> None:
         self.module, self.rate = module, rate
-        self.voxels = torch.from_numpy(voxels.nonzero()[0])
+        self.columns = columns
         decayed = [p for p in module.parameters() if p.ndim > 1]
         spared = [p for p in module.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": spared, "weight_decay": 0.0}]
@@ -157,7 +156,7 @@ class Run:
         weights = pairs.samples.random_weights(pictures, self.draws)
         now = []
         for branch, loss in zip(self.branches, (self._structural, self._semantic), strict=True):
-            voxels = pairs.samples.mix(weights, pictures, branch.voxels).to(device)
+            voxels = pairs.samples.mix(weights, pictures, branch.columns).to(device)
             now.append(branch.step(loss(voxels, pictures), self.done / self.steps))
         self.done += 1
         return now
@@ -191,7 +190,7 @@ class Run:
 
     def _averaged(self, pictures: Tensor) -> list[Tensor]:
         samples = self.pairs.samples
-        return [samples.mix(samples.means(pictures), pictures, branch.voxels).to(self.havir.device) for branch in self.branches]
+        return [samples.mix(samples.means(pictures), pictures, branch.columns).to(self.havir.device) for branch in self.branches]
 
     def _store(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)

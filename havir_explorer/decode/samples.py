@@ -36,12 +36,13 @@ class Samples:
     repeats: Tensor
     counts: Tensor
 
-    def mix(self, weights: Tensor, pictures: Tensor, voxels: Tensor) -> Tensor:
-        """Return the weighted repeats of ``pictures`` over ``voxels`` (column numbers), float32 (B, n)."""
-        rows = self.repeats[pictures]
-        # Rows first: a whole-row gather of a C-ordered array is cheap, and only the batch is ever copied.
-        chosen = torch.from_numpy(self.responses[rows.numpy().ravel()])[:, voxels]
-        return torch.einsum("br,brv->bv", weights, chosen.view(*rows.shape, len(voxels)))
+    def columns(self, voxels: BoolArray) -> Tensor:
+        """Return the responses of some voxels, float32 (n_trials, n), copied so that a batch gathers whole rows."""
+        return torch.from_numpy(np.ascontiguousarray(self.responses[:, voxels]))
+
+    def mix(self, weights: Tensor, pictures: Tensor, columns: Tensor) -> Tensor:
+        """Return the weighted repeats of ``pictures``, float32 (B, n), from what :meth:`columns` gave."""
+        return torch.einsum("br,brv->bv", weights, columns[self.repeats[pictures]])
 
     def means(self, pictures: Tensor) -> Tensor:
         """Return the weights (B, most repeats) of plain averages over the real repeats."""

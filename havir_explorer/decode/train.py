@@ -86,7 +86,7 @@ def fit(
     use_generator(havir, noise)
     rates = (options.structural_rate, options.semantic_rate)
     modules = (havir.structural_generator, havir.semantic_extractor)
-    branches = [BranchRun(m, v, r, options) for m, v, r in zip(modules, (spatial, semantic), rates, strict=True)]
+    branches = [BranchRun(m, pairs.samples.columns(v), r, options) for m, v, r in zip(modules, (spatial, semantic), rates, strict=True)]
     run = Run(havir, branches, pairs, options, steps, (draws, noise), f"{seed} {subject} {blank.voxel_hash}")
     run.loop(folder, resume=resume, progress=progress)
     return _finish(run, folder, seed, began, device)
