@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from havir_explorer.cli_show import quiet
+
 RUNS = 20
 
 
@@ -128,6 +130,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--runs", type=int, default=RUNS, help="runs a figure")
     options = parser.parse_args()
+    quiet()
     figures = [imports(), *pictures(options.runs), repaint(options.runs), memory()]
     if options.json:
         print(json.dumps({"machine": machine(), "figures": [{**asdict(f), "met": f.met} for f in figures]}, indent=2))

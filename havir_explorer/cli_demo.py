@@ -15,7 +15,7 @@ from pathlib import Path
 from havir_explorer.cli_show import can_write, progress_bar, write
 
 _NAME = "01_first_look.ipynb"
-_CELL = {"cell_type": "code", "id": "explorer", "metadata": {}, "execution_count": None, "outputs": []}
+_CELL: dict[str, object] = {"cell_type": "code", "id": "explorer", "metadata": {}, "execution_count": None, "outputs": []}
 _STARTER = {
     "cells": [{**_CELL, "source": "from havir_explorer import Explorer\n\napp = Explorer()\napp"}],
     "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},

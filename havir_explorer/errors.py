@@ -42,7 +42,7 @@ class DeviceOutOfMemory(HavirError, RuntimeError):
     """The device has no room for the work asked."""
 
 
-class Cancelled(Exception):  # noqa: N818 - a signal, not a failure
+class Cancelled(Exception):
     """The user asked to stop; nothing half-done is kept."""
 
 
