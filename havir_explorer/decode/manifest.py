@@ -26,7 +26,7 @@ class StructuralSizes(_Frozen):
     ``maps`` is the number of low-resolution feature maps, ``doublings`` how often the upsampler doubles their side to reach the latents'.
     """
 
-    width: PositiveInt = 192
+    width: PositiveInt = 224
     blocks: int = 1
     dropout: float = 0.5
     block_dropout: float = 0.25
@@ -38,7 +38,7 @@ class StructuralSizes(_Frozen):
 class SemanticSizes(_Frozen):
     """Widths of the Semantic Extractor. The published ones are not known; MindBridge's would be 2048 and 4 blocks."""
 
-    width: PositiveInt = 128
+    width: PositiveInt = 112
     blocks: int = 1
     dropout: float = 0.5
     block_dropout: float = 0.25

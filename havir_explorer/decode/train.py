@@ -20,7 +20,7 @@ from havir_explorer.decode.targets import Targets
 from havir_explorer.errors import RequestError
 from havir_explorer.records import BoolArray
 
-STEPS = 2500
+STEPS = 1500
 
 
 def fit(
