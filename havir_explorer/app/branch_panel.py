@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pandas as pd
 from havir_explorer.app.mask_panel import BRANCH_NAMES
 from havir_explorer.app.style import words
 from havir_explorer.app.world import Fed
+from havir_explorer.draw.cortex import OUTLINED
 from havir_explorer.records import Branch
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from havir_explorer.data.dataset import Atlas, SurfaceMap
 
 TOP = 8
+FEWEST = 5
+"""Voxels that a branch must read of an ROI for its mean to be worth a line."""
 _READS = {"structural": "spatial-processing", "semantic": "semantic-processing"}
 
 
@@ -82,9 +86,10 @@ class BranchPanel:
 
 
 def _table(table: pd.DataFrame, branch: Branch) -> str:
-    both = table[(table["hemisphere"] == "both") & (table["n_in_branch"] > 0)].sort_values("mean", ascending=False).head(TOP)
+    both = table[(table["hemisphere"] == "both") & (table["n_in_branch"] >= FEWEST) & table["file"].isin(OUTLINED)]
+    both = both.sort_values("mean", ascending=False).head(TOP)
     lines = [
-        f"<tr><td>{words(row.roi)} <small>{words(row.file)}</small></td><td>{row.mean:.2f} ± {row.sem:.2f}</td>"
+        f"<tr><td>{words(row.roi)} <small>{words(row.file)}</small></td><td>{row.mean:.2f}{_spread(row.sem)}</td>"
         f"<td>{row.n_in_branch:,} of {row.n_voxels:,}</td></tr>"
         for row in both.itertuples()
     ]
@@ -94,3 +99,7 @@ def _table(table: pd.DataFrame, branch: Branch) -> str:
         'share it.</caption><thead><tr><th scope="col">ROI</th><th scope="col">Weight percentile</th><th scope="col">Voxels read</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table>"
     )
+
+
+def _spread(sem: float) -> str:
+    return f" ± {sem:.2f}" if math.isfinite(sem) else ""

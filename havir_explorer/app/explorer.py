@@ -25,6 +25,8 @@ from havir_explorer.jobs import FINAL, Event, Job, Memory, Run, Worker
 from havir_explorer.records import Mask, Reconstruction, Request, Settings
 
 _log = logging.getLogger(__name__)
+_PAINTING = threading.RLock()
+"""plotly's figures share validators, so that only one thread of the process may work on any of them."""
 
 
 class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships no types
@@ -69,7 +71,7 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
         self._job = 0
         self._fresh: list[Reconstruction | None] = [None, None]
         self._cached = (False, False)
-        self._painting = threading.RLock()
+        self._showing = threading.RLock()  # the page is refreshed from the kernel's thread, the worker's and the one that prepares
         self._stills: list[Any] = []
         super().__init__()
         self.add_class("havir")
@@ -215,7 +217,9 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
             self._panels = Panels(self._world, self._scope, self)
             self.children = self._panels.children
         display(self._repr_mimebundle_(), raw=True)  # type: ignore[no-untyped-call]
-        self._stills.append(display(_still_bundle(self.baseline, self.ablated), raw=True, display_id=True))  # type: ignore[no-untyped-call]
+        handle = display(_still_bundle(self.baseline, self.ablated), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        if handle is not None:  # None outside IPython
+            self._stills.append(handle)
         if first:
             threading.Thread(target=self._prepare, name="havir-prepare", daemon=True).start()
 
@@ -232,12 +236,13 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
             self.cancel()  # the picture on its way belongs to another stimulus
         panels = self._panels
         if panels is not None and self._world.is_open:
-            self._attempt(lambda: panels.show(self.request, self.branch))
-            self._attempt(lambda: panels.results(self.request, self.baseline, self.ablated, self._cached))
+            with self._showing:
+                self._attempt(lambda: panels.show(self.request, self.branch))
+                self._attempt(lambda: panels.results(self.request, self.baseline, self.ablated, self._cached))
 
     def _paint(self) -> None:
         if self._panels is not None:
-            with self._painting:
+            with _PAINTING:
                 self._panels.paint(self.request, self.branch)
 
     def _attempt(self, action: Callable[[], object]) -> bool:
@@ -286,7 +291,8 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
         elif event.error is not None:
             self.error = str(event.error)
         if self._panels is not None:
-            self._panels.results(self.request, self.baseline, self.ablated, self._cached)
+            with self._showing:
+                self._panels.results(self.request, self.baseline, self.ablated, self._cached)
             self._panels.run.end(event, self._fresh)
 
     def _leave_still(self) -> None:

@@ -45,21 +45,21 @@ class Row:
     kind: str = "plain"
 
 
-def rows(atlas: Atlas) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """Return the lines of the spatial and of the semantic group for a subject's ROIs."""
+def rows(atlas: Atlas, spatial: BoolArray) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Return the lines of the spatial and of the semantic group for a subject's ROIs; a stream goes where most of its voxels are read."""
     files: dict[str, list[str]] = {}
     for roi in atlas.rois:
         files.setdefault(roi.file, []).append(roi.name)
     early = [n for n in files.get(SPATIAL_FILE, []) if n[-1:] != "d" or f"{n[:-1]}v" not in files[SPATIAL_FILE]]
     unions = [n[:-1] if n[-1:] == "v" and f"{n[:-1]}d" in files[SPATIAL_FILE] else n for n in early]
-    semantic: list[Row] = []
+    groups: tuple[list[Row], list[Row]] = ([Row(n, n) for n in unions], [])
     for file, whole in _FILES.items():
         names = files.get(file, [])
         if names and whole:
-            semantic += [Row(file, whole, "whole"), *(Row(n, n, "part") for n in names)]
-        elif names:
-            semantic += [Row(n, f"{n} stream") for n in names]
-    return tuple(Row(n, n) for n in unions), tuple(semantic)
+            groups[1].extend([Row(file, whole, "whole"), *(Row(n, n, "part") for n in names)])
+        for name in () if whole else names:
+            groups[0 if spatial[atlas.voxels(name)].mean() > 0.5 else 1].append(Row(name, f"{name} stream"))
+    return tuple(groups[0]), tuple(groups[1])
 
 
 class MaskPanel:
@@ -78,14 +78,14 @@ class MaskPanel:
         self._split: tuple[BoolArray, BoolArray] | None = None
         self._quiet = False
         self.toggles: dict[str, widgets.ToggleButtons] = {}
-        style = {"description_width": "74px"}
+        style = {"description_width": "84px"}
         wide = widgets.Layout(width="100%")
         self.side = widgets.Dropdown(description="Hemisphere", options=_SIDES, value="", layout=wide, style=style)
         self.fill = widgets.Dropdown(
             description="Replaced by", options=[("training mean", "mean"), ("another trial", "trial"), ("noise", "noise")], layout=wide, style=style
         )
         self.fill_trial = widgets.BoundedIntText(description="From trial", min=0, max=10**6, layout=widgets.Layout(width="100%", display="none"), style=style)
-        self.clear = widgets.Button(description="Clear mask", layout=widgets.Layout(width="92px"))
+        self.clear = widgets.Button(description="Clear mask", layout=widgets.Layout(width="104px"))
         self._list, self._about = widgets.VBox(), widgets.HTML()
         self._list.add_class("havir-rois")
         self.side.observe(lambda _: self._paint(), names="value")
@@ -99,7 +99,7 @@ class MaskPanel:
     def populate(self, atlas: Atlas, split: tuple[BoolArray, BoolArray]) -> None:
         """List a subject's ROIs."""
         self._atlas, self._split = atlas, split
-        spatial, semantic = rows(atlas)
+        spatial, semantic = rows(atlas, split[0])
         self.toggles = {}
         lines: list[widgets.Widget] = []
         for title, branch, group in (("Spatial-processing", "structural", spatial), ("Semantic-processing", "semantic", semantic)):

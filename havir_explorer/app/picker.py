@@ -33,7 +33,7 @@ class Picker:
         self._page = 0
         self._quiet = False
         wide = widgets.Layout(width="100%")
-        style = {"description_width": "74px"}
+        style = {"description_width": "84px"}
         self.subject = widgets.Dropdown(description="Subject", options=[], layout=wide, style=style)
         self.repeats = widgets.Dropdown(
             description="Response", options=[("mean of all repeats", "mean"), ("this trial alone", "single")], layout=wide, style=style

@@ -30,7 +30,7 @@ class SettingsPanel:
     def __init__(self, on_settings: Callable[[str, float], None]) -> None:
         self._on_settings = on_settings
         self._quiet = False
-        style = {"description_width": "74px"}
+        style = {"description_width": "84px"}
         wide = widgets.Layout(width="100%")
         share = {"min": 0.0, "max": 1.0, "step": 0.05, "readout_format": ".2f"}
         shared = {"continuous_update": False, "layout": wide, "style": style}

@@ -51,7 +51,9 @@ CSS = """
   line-height: 24px; }
 .havir .havir-roi.whole > .widget-label { font-weight: 600; }
 .havir .havir-roi.part > .widget-label { padding-left: 12px; }
-.havir .havir-roi .widget-toggle-buttons { overflow: hidden; }
+.havir .havir-roi > div { flex: 0 0 auto; display: flex; flex-flow: row nowrap; }
+.havir .havir-roi { display: flex; flex-flow: row nowrap; }
+.havir .havir-roi .jupyter-button i { display: none; }
 .havir .havir-roi .jupyter-button, .havir .havir-switch .jupyter-button { height: 22px; line-height: 20px; font-size: 11px; padding: 0 6px;
   margin: 1px 0 1px 2px; box-shadow: none; }
 .havir .havir-roi .jupyter-button { width: 42px !important; }
@@ -73,9 +75,9 @@ CSS = """
 .havir .havir-tile img { width: 100%; height: 100%; display: block; object-fit: cover; margin: 0; max-width: none; }
 .havir .havir-tile .top { display: flex; justify-content: space-between; align-items: center; gap: 6px; min-height: 26px; flex-wrap: wrap;
   margin-bottom: 4px; }
-.havir .havir-tile .title { font-weight: 600; white-space: nowrap; }
-.havir .havir-tile .badges { display: flex; gap: 4px; flex-wrap: wrap; }
-.havir .havir-tile .below { min-height: 36px; margin-top: 4px; font-size: 12px; color: var(--havir-soft); }
+.havir .havir-tile .title { display: block; font-weight: 600; }
+.havir .havir-tile .badges { display: flex; gap: 4px; height: 22px; overflow: hidden; align-items: center; }
+.havir .havir-tile .below { min-height: 54px; margin-top: 6px; font-size: 12px; color: var(--havir-soft); }
 .havir .havir-tile.stale img { opacity: .45; }
 .havir table.havir-table { border-collapse: collapse; width: 100%; font-size: 12px; font-variant-numeric: tabular-nums; margin: 0;
   color: var(--havir-text); background: none; border: 0; }
@@ -89,7 +91,10 @@ CSS = """
 .havir .havir-cortex-head { justify-content: space-between; align-items: center; flex-flow: row wrap; gap: 4px 12px; overflow: visible; width: 100%; }
 .havir .havir-switch .jupyter-button { width: auto !important; height: 26px; line-height: 24px; font-size: 12px; padding: 0 10px; }
 .havir .havir-switch .widget-label { display: none; }
+.havir table.havir-table.scores th:first-child { width: 26%; }
 .havir .havir-plot { width: 100%; min-width: 0; overflow: hidden; }
+.havir .havir-plot .js-plotly-plot .main-svg text { fill: var(--havir-text) !important; }
+.havir .havir-plot .jupyter-button { height: 24px; line-height: 22px; font-size: 12px; padding: 0 8px; width: auto; box-shadow: none; }
 """
 
 

@@ -67,11 +67,11 @@ class Tiles:
         self._score()
 
     def _finished(self, place: int, result: Reconstruction, stale: str, mask: str, *, cached: bool) -> None:
-        badges = badge(result.kind) + (badge("synthetic data") if result.synthetic else "")
-        badges += badge("seen in training", loud=True) if result.trained_on else ""
+        badges = badge(result.kind) + (badge("synthetic") if result.synthetic else "")
+        seen = [badge("seen in training", loud=True)] if result.trained_on else []
         settings = result.request.settings
         about = f"seed {settings.seed}, {result.steps_run} of {settings.steps} steps{', remembered' if cached else ''}"
-        parts = [words(stale or about)] + ([words(mask)] if mask and not stale else [])
+        parts = [words(stale or about), *([words(mask)] if mask and not stale else []), *seen]
         alt = f"{TITLES[place + 1]}: {result.kind} picture, {about}"
         self._draw(place + 1, img(result.picture, alt), badges, "<br>".join(parts), stale=bool(stale))
 
@@ -89,7 +89,7 @@ class Tiles:
         names = list(dict.fromkeys([*full, *masked])) or ["PixCorr", "SSIM", "CLIP", "CLIP-cos"]
         lines = [_line(name, full.get(name), masked.get(name)) for name in names]
         self.scores.value = (
-            '<table class="havir-table scores"><thead><tr><th scope="col">Score against the stimulus</th><th scope="col">Chance</th>'
+            '<table class="havir-table scores"><thead><tr><th scope="col">Score</th><th scope="col">Chance</th>'
             f'<th scope="col">Full brain</th><th scope="col">Masked</th><th scope="col">Change</th></tr></thead><tbody>{"".join(lines)}</tbody></table>'
         )
 
