@@ -58,7 +58,8 @@ def run(request: Request, *, on_step: OnStep | None = None) -> Reconstruction:
     with clock.stage("measure"):
         nsd_id = int(dataset.trials(request.subject).loc[request.trial, "nsd_id"])
         stimulus = at_side(dataset.stimuli(np.array([nsd_id])), generator.side)[0]
-        scores = measure.score(picture, stimulus, generator.image_features, distractors(dataset, request.subject, generator.side, nsd_id))
+        others, features = distractors(dataset, request.subject, generator, nsd_id)
+        scores = measure.score(picture, stimulus, generator.image_features, others, other_features=features)
     return Reconstruction(
         request=request,
         picture=picture,
@@ -108,17 +109,18 @@ def at_side(pictures: UInt8Array, side: int) -> UInt8Array:
     return to_uint8(resized(pictures, side))
 
 
-def distractors(dataset: Dataset, subject: str, side: int, nsd_id: int) -> UInt8Array:
-    """Return the other shared stimuli the subject saw, uint8 (n, side, side, 3): what two-way identification compares with."""
-    ids, pictures = _shared_stimuli(dataset, subject, side)
-    return pictures[ids != nsd_id]
+def distractors(dataset: Dataset, subject: str, generator: VersatileDiffusion, nsd_id: int) -> tuple[UInt8Array, FloatArray]:
+    """Return the other shared stimuli the subject saw, uint8 (n, side, side, 3), and their features: what two-way identification compares with."""
+    ids, pictures, features = _shared_stimuli(dataset, subject, generator)
+    return pictures[ids != nsd_id], features[ids != nsd_id]
 
 
 @lru_cache(maxsize=8)
-def _shared_stimuli(dataset: Dataset, subject: str, side: int) -> tuple[IntArray, UInt8Array]:
+def _shared_stimuli(dataset: Dataset, subject: str, generator: VersatileDiffusion) -> tuple[IntArray, UInt8Array, FloatArray]:
     table = dataset.trials(subject)
     ids = np.unique(table.loc[table["shared"], "nsd_id"].to_numpy(dtype=np.int64))
-    return ids, at_side(dataset.stimuli(ids), side)
+    pictures = np.concatenate([at_side(dataset.stimuli(some), generator.side) for some in np.array_split(ids, max(1, len(ids) // 10))])
+    return ids, pictures, generator.image_features(pictures)
 
 
 @lru_cache(maxsize=8)

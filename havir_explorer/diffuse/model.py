@@ -129,6 +129,8 @@ class VersatileDiffusion:
 
 def resized(pictures: UInt8Array, side: int) -> Tensor:
     """Return pictures as float32 (n, 3, side, side) in [0, 1]: area-averaged when they shrink, bilinear when they grow."""
+    if len(pictures) > 1:  # one at a time: 100 stimuli of 425 px as float32 would take 200 MB
+        return torch.cat([resized(picture[None], side) for picture in pictures])
     values = torch.tensor(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
     if values.shape[-1] == side:
         return values

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers.utils import logging as progress_bars
 
 from havir_explorer.diffuse.model import VersatileDiffusion, fit_preview
 from havir_explorer.diffuse.versatile import VersatileUNet
@@ -150,11 +151,17 @@ def _unet(root: Path) -> VersatileUNet:
 
 
 def _pretrained(kind: Any, root: Path, part: str) -> Any:  # noqa: ANN401 - diffusers and transformers share no base class for this
+    quiet = {"low_cpu_mem_usage": False} if kind is AutoencoderKL else {}  # else diffusers advises on a package this needs not
+    showed = progress_bars.is_progress_bar_enabled()
+    progress_bars.disable_progress_bar()
     try:
-        return kind.from_pretrained(root / part, local_files_only=True)
+        return kind.from_pretrained(root / part, local_files_only=True, **quiet)
     except (OSError, SafetensorError, RuntimeError, ValueError) as fault:
         msg = f"part {part} of the Versatile Diffusion at {root} cannot be loaded: {str(fault).splitlines()[0]}; copy it from the checkpoint again"
         raise WeightsInvalid(msg) from fault
+    finally:
+        if showed:
+            progress_bars.enable_progress_bar()
 
 
 def _tensors(root: Path, name: str) -> dict[str, Tensor]:

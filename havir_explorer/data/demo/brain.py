@@ -167,7 +167,7 @@ def signals(wiring: Wiring, maps: FloatArray, semantic: FloatArray, seen: Sequen
         Mean 0, standard deviation 1 in every column.
     """
     drive = np.empty((len(seen), len(wiring.flat_index)), np.float32)
-    spatial, category = wiring.spatial, wiring.kinds.any(1)
+    spatial, category = wiring.spatial, np.asarray(wiring.kinds.any(1))
     drive[:, spatial] = _pool(wiring, maps)
     mixture = _standard(_standard(semantic) @ wiring.semantic[~spatial].T)
     drive[:, ~spatial] = mixture
@@ -193,7 +193,7 @@ def session(wiring: Wiring, signal: FloatArray, seed: Sequence[int]) -> npt.NDAr
     """
     rng = np.random.default_rng(list(seed))
     count = signal.shape[1]
-    gain = np.exp(rng.normal(0.0, 0.08, count)).astype(np.float32)
+    gain = np.asarray(np.exp(rng.normal(0.0, 0.08, count)), np.float32)
     offset = rng.normal(0.0, 0.3, count).astype(np.float32)
     percent = rng.standard_normal(signal.shape, np.float32)
     percent += signal * (gain * wiring.ncsnr)

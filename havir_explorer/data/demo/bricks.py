@@ -39,7 +39,7 @@ def write_stimuli(path: Path, nsd_ids: IntArray, progress: Callable[[float], Non
         brick = file.create_dataset("imgBrick", (N_STIMULI, *shape), np.uint8, chunks=(1, *shape), compression="gzip", compression_opts=_LEVEL, fillvalue=GREY)
         for done, nsd_id in enumerate(nsd_ids, start=1):
             picture = scenes.draw(scenes.scene(int(nsd_id)), STIMULUS_SIDE)
-            brick.id.write_direct_chunk((int(nsd_id), 0, 0, 0), zlib.compress(np.ascontiguousarray(picture), _LEVEL))
+            brick.id.write_direct_chunk((int(nsd_id), 0, 0, 0), zlib.compress(picture.tobytes(), _LEVEL))
             if stop.is_set():
                 return
             if done % 100 == 0:
