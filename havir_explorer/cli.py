@@ -204,13 +204,15 @@ def train(
     steps: Annotated[int | None, typer.Option("--steps", help="Optimiser steps of each branch.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of initialisation and batches.")] = 0,
     resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on from the folder's last checkpoint.")] = True,
+    captions: Annotated[str | None, typer.Option("--captions", help="Text target: mean or first caption. [mean; first for the teaching world]")] = None,
     generator: GeneratorOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train HAVIR's two branches on one subject's responses."""
     from havir_explorer import cli_train
 
-    trained = cli_train.train(dataset, subject, generator or _D.generator, out, steps=steps, seed=seed, resume=resume)
+    wanted = cli_train.caption_target(captions)
+    trained = cli_train.train(dataset, subject, generator or _D.generator, out, captions=wanted, steps=steps, seed=seed, resume=resume)
     if as_json:
         emit(trained)
     else:

@@ -11,13 +11,43 @@ from havir_explorer import paths
 from havir_explorer.cli_show import progress_bar
 from havir_explorer.data import open_dataset
 from havir_explorer.decode import targets
+from havir_explorer.decode.run import Options
+from havir_explorer.decode.targets import CaptionTarget
 from havir_explorer.decode.train import STEPS, fit
 from havir_explorer.diffuse import weights
 from havir_explorer.errors import OutputError, RequestError, nearest
 
 
-def train(dataset: str, subject: str, generator: str, out: Path | None, *, steps: int | None, seed: int, resume: bool) -> dict[str, object]:
+def caption_target(asked: str | None) -> CaptionTarget | None:
+    """Return the text target asked for.
+
+    Raises
+    ------
+    RequestError
+        It is neither ``mean`` nor ``first``.
+    """
+    targets_by_name: dict[str | None, CaptionTarget | None] = {None: None, "mean": "mean", "first": "first"}
+    if asked in targets_by_name:
+        return targets_by_name[asked]
+    msg = f"--captions takes mean or first; got {asked!r}"
+    raise RequestError(msg)
+
+
+def train(
+    dataset: str,
+    subject: str,
+    generator: str,
+    out: Path | None,
+    *,
+    captions: CaptionTarget | None,
+    steps: int | None,
+    seed: int,
+    resume: bool,
+) -> dict[str, object]:
     """Train one subject's decoder on every image that is not shared, and say what came of it.
+
+    The text target is the mean over an image's captions, as in Brain-Diffuser, unless ``captions`` says otherwise; in the teaching world it is
+    the first caption, because the small generator was trained on single ones.
 
     Raises
     ------
@@ -35,10 +65,12 @@ def train(dataset: str, subject: str, generator: str, out: Path | None, *, steps
     encoder = weights.load(generator)
     trials = tree.trials(subject)
     seen = np.unique(trials.loc[~trials["shared"], "nsd_id"].to_numpy(dtype=np.int64))
+    text: CaptionTarget = captions or ("first" if tree.synthetic else "mean")
     with progress_bar("encoding stimuli") as show:
-        wanted = targets.build(tree, seen, encoder, progress=show)
+        wanted = targets.build(tree, seen, encoder, captions=text, progress=show)
+    options = Options(caption_target=text)
     with progress_bar("training") as show:
-        model = fit(tree, subject, wanted, folder, steps=STEPS if steps is None else steps, seed=seed, progress=show, resume=resume)
+        model = fit(tree, subject, wanted, folder, steps=STEPS if steps is None else steps, seed=seed, progress=show, resume=resume, options=options)
     seconds = round(time.perf_counter() - started, 1)
     return {"weights": str(folder), "subject": subject, "images": len(seen), "wall_seconds": seconds, **model.manifest.record.model_dump()}
 

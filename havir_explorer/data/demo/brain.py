@@ -193,7 +193,7 @@ def session(wiring: Wiring, signal: FloatArray, seed: Sequence[int]) -> npt.NDAr
     """
     rng = np.random.default_rng(list(seed))
     count = signal.shape[1]
-    gain = np.asarray(np.exp(rng.normal(0.0, 0.08, count)), np.float32)
+    gain = rng.lognormal(0.0, 0.08, count).astype(np.float32)
     offset = rng.normal(0.0, 0.3, count).astype(np.float32)
     percent = rng.standard_normal(signal.shape, np.float32)
     percent += signal * (gain * wiring.ncsnr)
