@@ -69,6 +69,8 @@ class BranchPanel:
         from havir_explorer.app.cortex_panel import CortexPanel
 
         cortex = self._cortex or CortexPanel()
+        if self._cortex is None:
+            cortex.set_view("posterior")  # where visual cortex is
         cortex.set_rois(atlas, surface)
         self._cortex, self._subject = cortex, subject
         self._plot.children = [cortex.widget]

@@ -11,10 +11,10 @@ from havir_explorer.records import Settings
 
 _LARGEST_SEED = 2**32 - 1
 _HELP = {
-    "strength": "0 keeps the decoded layout, 1 starts from pure noise",
-    "mix": "0 follows the image embedding, 1 the text embedding",
+    "strength": "0: the decoded layout; 1: pure noise",
+    "mix": "0: image embedding; 1: text embedding",
     "guidance": "how hard the embeddings pull; 1 is off",
-    "steps": "of the full schedule; more is slower and finer",
+    "steps": "of the full schedule; more is finer, slower",
 }
 
 

@@ -57,7 +57,10 @@ CSS = """
 .havir .havir-roi .jupyter-button, .havir .havir-switch .jupyter-button { height: 22px; line-height: 20px; font-size: 11px; padding: 0 6px;
   margin: 1px 0 1px 2px; box-shadow: none; }
 .havir .havir-roi .jupyter-button { width: 42px !important; }
+.havir .havir-roi > .widget-label { height: 24px; align-self: center; }
+.havir .havir-left .widget-hbox { gap: 6px; }
 .havir .jupyter-button.mod-active { background: var(--havir-brand); color: #fff; box-shadow: none; }
+.havir .havir-roi .jupyter-button.mod-active:first-of-type { background: var(--jp-layout-color3, #bdbdbd); color: var(--havir-text); }
 .havir .havir-slider, .havir .havir-field { width: 100%; overflow: hidden; }
 .havir .havir-help { margin: -4px 0 2px; }
 .havir .havir-run .jupyter-button { flex: 1 1 0; height: 32px; line-height: 30px; }

@@ -199,7 +199,7 @@ def test_first_look(page, complaints):
     page.screenshot(path=ARTEFACTS / "light.png")
     app.screenshot(path=ARTEFACTS / "app_light.png")
     command(page, "apputils:change-theme", "{theme: 'JupyterLab Dark'}")
-    page.wait_for_selector("body[data-jp-theme-light=false]")
+    page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
     page.wait_for_timeout(1 * SECOND)
     page.screenshot(path=ARTEFACTS / "dark.png")
     app.screenshot(path=ARTEFACTS / "app_dark.png")
