@@ -216,8 +216,8 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
         if first:
             self._panels = Panels(self._world, self._scope, self)
             self.children = self._panels.children
-        display(self._repr_mimebundle_(), raw=True)  # type: ignore[no-untyped-call]
-        handle = display(_still_bundle(self.baseline, self.ablated), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        display(self._repr_mimebundle_(), raw=True)
+        handle = display(_still_bundle(self.baseline, self.ablated), raw=True, display_id=True)
         if handle is not None:  # None outside IPython
             self._stills.append(handle)
         if first:
