@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from havir_explorer.paths import cache_folder
 from havir_explorer.records import FloatArray, IntArray, Reconstruction, Request, Step, UInt8Array
 
 OnStep = Callable[[Step], None]
+_LOADING = Lock()  # the app prepares in one thread while its worker runs in another
 
 
 def run(request: Request, *, on_step: OnStep | None = None) -> Reconstruction:
@@ -79,9 +81,10 @@ def models(request: Request) -> tuple[Dataset, Havir, VersatileDiffusion]:
     """Return the data set, the subject's decoder (checked against it) and the generator of a request; each is loaded once a process."""
     dataset = open_dataset(request.dataset)
     dataset.trials(request.subject)  # for a subject there is none of, the reader's own sentence
-    decoder = _decoder(Path(request.decoder) if request.decoder else decoder_folder(dataset, request.subject))
-    decoder.manifest.check(dataset, request.subject)
-    return dataset, decoder, _generator(request.generator)
+    with _LOADING:
+        decoder = _decoder(Path(request.decoder) if request.decoder else decoder_folder(dataset, request.subject))
+        decoder.manifest.check(dataset, request.subject)
+        return dataset, decoder, _generator(request.generator)
 
 
 def decoder_folder(dataset: Dataset, subject: str) -> Path:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from havir_explorer import pipeline
+from havir_explorer import masks, pipeline
 from havir_explorer.errors import Cancelled, RequestError, WeightsInvalid, WeightsMissing
 from havir_explorer.records import Mask, Request, Settings
 
@@ -50,14 +50,12 @@ def test_raising_in_a_step_stops_there(request_):
 
 def test_a_mask_reaches_only_its_branch(request_):
     plain = pipeline.run(request_)
-    semantic = pipeline.run(replace(request_, mask=Mask(mute=("floc-faces",))))
+    semantic = pipeline.run(replace(request_, mask=Mask(mute=("FFA-1", "FFA-2"))))
     assert np.array_equal(semantic.structure, plain.structure)  # the latents cannot move
     spatial = pipeline.run(replace(request_, mask=Mask(mute=("V1",))))
     assert not np.array_equal(spatial.structure, plain.structure)
     dataset, decoder, _ = pipeline.models(request_)
     responses = pipeline.measured(dataset, request_)
-    from havir_explorer import masks
-
     lesioned = decoder.decode(masks.apply(responses, Mask(mute=("V1",)), dataset.atlas("subj01")))
     assert np.array_equal(lesioned.image_embeds, decoder.decode(responses).image_embeds)  # nor can the embeddings
 
