@@ -68,7 +68,7 @@ class BranchPanel:
             return
         from havir_explorer.app.cortex_panel import CortexPanel
 
-        cortex = self._cortex or CortexPanel()
+        cortex = self._cortex or CortexPanel(width=500)
         if self._cortex is None:
             cortex.set_view("posterior")  # where visual cortex is
         cortex.set_rois(atlas, surface)
