@@ -337,6 +337,5 @@ def _middle(where: mesh.Scene, inside: BoolArray, half: int) -> FloatArray | Non
 
 
 def _switch(name: str) -> widgets.ToggleButton:
-    return widgets.ToggleButton(
-        description=name.capitalize() if name == "names" else name[0].upper() + name[1:], value=True, layout=widgets.Layout(width="auto", margin="2px 4px 2px 0")
-    )
+    description = name[0].upper() + name[1:]
+    return widgets.ToggleButton(description=description, value=True, layout=widgets.Layout(width="auto", margin="2px 4px 2px 0"))

@@ -192,7 +192,7 @@ def session(wiring: Wiring, signal: FloatArray, seed: Sequence[int]) -> npt.NDAr
         Percent signal change times 300.
     """
     rng = np.random.default_rng(list(seed))
-    count = signal.shape[1]
+    count = (signal.shape[1],)
     gain = rng.lognormal(0.0, 0.08, count).astype(np.float32)
     offset = rng.normal(0.0, 0.3, count).astype(np.float32)
     percent = rng.standard_normal(signal.shape, np.float32)
