@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def fit(modules: dict[str, nn.Module], loss: Loss, schedule: Schedule, folder: P
             module.load_state_dict(state["modules"][name])
         averages, first = state["averages"], state["step"]
         optimiser.load_state_dict(state["optimiser"])
-    running, started = 0.0, time.perf_counter()
+    running, started, began = 0.0, time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     for step in range(first, schedule.steps):
         for group in optimiser.param_groups:
             group["lr"] = schedule.learning_rate * _rate(step, schedule.steps)
@@ -94,7 +95,7 @@ def fit(modules: dict[str, nn.Module], loss: Loss, schedule: Schedule, folder: P
             state = {"modules": {n: m.state_dict() for n, m in modules.items()}, "averages": averages, "optimiser": optimiser.state_dict(), "step": step + 1}
             torch.save(state, state_file.with_suffix(".tmp"))
             state_file.with_suffix(".tmp").replace(state_file)
-            line = {"step": step + 1, "loss": round(running / ((step % every) + 1), 5), "seconds": round(time.perf_counter() - started, 1)}
+            line = {"began": began, "step": step + 1, "loss": round(running / ((step % every) + 1), 5), "seconds": round(time.perf_counter() - started, 1)}
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             print(json.dumps({"stage": folder.name, **line}), flush=True)
@@ -211,7 +212,3 @@ def _chunks(pictures: UInt8Array, batch: int) -> Iterator[UInt8Array]:
     for start in range(0, len(pictures), batch):
         yield pictures[start : start + batch]
 
-
-def describe(schedule: Schedule) -> dict[str, float]:
-    """Return a schedule as a plain dictionary for the training record."""
-    return asdict(schedule)

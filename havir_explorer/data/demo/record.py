@@ -64,11 +64,11 @@ def write(model: VersatileDiffusion, work: Path, folder: Path) -> None:
     settings = Settings(steps=50)
     sheet, captions = contact_sheet(model, settings)
     Image.fromarray(sheet).save(folder / "contact_sheet.png", optimize=True)
+    file = folder / "record.json"
+    before = json.loads(file.read_text())["stages"] if file.exists() else {}
     record = {
         "written": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "device": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, no GPU",
-        "torch": torch.__version__,
-        "stages": {stage: _stage(work / stage / "log.jsonl") for stage in ("vae", "clip", "flows")},
+        "stages": {stage: _runs(before.get(stage, []), work / stage / "log.jsonl") for stage in ("vae", "clip", "flows")},
         "held_out": {"first_scene": FIRST_HELD_OUT, "autoencoder_psnr_db": round(psnr(model), 2), "clip_top1_of_100": round(retrieval(model), 3)},
         "contact_sheet": {
             "settings": {"steps": settings.steps, "guidance": settings.guidance, "strength": 1.0},
@@ -77,13 +77,22 @@ def write(model: VersatileDiffusion, work: Path, folder: Path) -> None:
             "captions": captions,
         },
     }
-    (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
+    file.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _stage(log: Path) -> dict[str, object]:
+def _runs(before: list[dict[str, object]], log: Path) -> list[dict[str, object]]:
+    """Return a stage's runs, the one in ``log`` added, or put in the place of its own earlier part."""
     if not log.exists():
-        return {"steps": 0}
+        return before
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    sessions = [a["seconds"] for a, b in zip(lines, [*lines[1:], {"seconds": 0.0}], strict=True) if b["seconds"] <= a["seconds"]]
-    losses = [[line["step"], line["loss"]] for line in lines]
-    return {"steps": lines[-1]["step"], "wall_seconds": round(sum(sessions)), "sessions": len(sessions), "losses": losses[:: max(1, len(lines) // 12)]}
+    pieces = [a["seconds"] for a, b in zip(lines, [*lines[1:], {"seconds": 0.0}], strict=True) if b["seconds"] <= a["seconds"]]
+    run = {
+        "began": lines[0].get("began", ""),
+        "device": f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "steps": lines[-1]["step"],
+        "wall_seconds": round(sum(pieces)),
+        "resumed": len(pieces) - 1,
+        "losses": [[line["step"], line["loss"]] for line in lines][:: max(1, len(lines) // 12)],
+    }
+    return [*(earlier for earlier in before if earlier["began"] != run["began"]), run]

@@ -122,7 +122,12 @@ def _averages(folder: Path, modules: dict[str, torch.nn.Module]) -> int:
 
 
 def _model(work: Path) -> VersatileDiffusion:
-    """Return what has been trained so far; flows that are not trained yet are random."""
+    """Return what has been trained so far in ``work``; without an autoencoder there, the shipped model with the flows of ``work``, if any."""
+    if not (work / "vae" / "state.pt").exists():
+        shipped = weights.load()
+        if (work / "flows" / "state.pt").exists():
+            _averages(work / "flows", {"unet": shipped.unet})
+        return shipped
     vae = AutoencoderKL.from_config(VAE)
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     vision, text = _towers(tokenizer)
@@ -166,6 +171,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="compile the denoiser (a third faster on a CPU)")
+    parser.add_argument("--shipped", action="store_true", help="flows: begin with the shipped weights (and the shipped autoencoder and CLIP)")
     parser.add_argument("--out", type=Path, default=None, help="export: where to write the checkpoint")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -186,7 +192,7 @@ def main() -> None:
     if asked.stage == "flows":
         data = _encode(work, captions)
         torch.manual_seed(0)
-        unet = VersatileUNet(UNET)
+        unet = weights.load().unet.requires_grad_().train() if asked.shipped else VersatileUNet(UNET)
         forward = torch.compile(unet) if asked.compile else unet
         loss = loops.flow_loss(DDIMScheduler(**SCHEDULER), data, asked.batch, forward)
         loops.fit({"unet": unet}, loss, schedule, work / "flows", averaged=("unet",))
