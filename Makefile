@@ -28,7 +28,7 @@ types: $(VENV)/.ready-test
 	$(BIN)/mypy
 
 contracts: $(VENV)/.ready-test
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -m "not browser" tests $(ARGS)
