@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import operator
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -24,6 +26,28 @@ Kind = Literal["measured", "decoded", "generated", "synthetic", "retrieved"]
 
 SCORES_VERSION = 1
 """Raised whenever a change alters scores or pictures; part of every request's key."""
+
+
+def _whole(name: str, value: object, low: int, high: float = math.inf) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        msg = f"{name} must be a whole number; got {value!r}"
+        raise RequestError(msg) from None
+    return int(_real(name, number, low, high))
+
+
+def _real(name: str, value: object, low: float, high: float) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        msg = f"{name} must be a number; got {value!r}"
+        raise RequestError(msg) from None
+    if isinstance(value, str) or not low <= number <= high:
+        allowed = f"lie in [{low}, {high}]" if high < math.inf else f"be {low} or more"
+        msg = f"{name} must {allowed}; got {value!r}"
+        raise RequestError(msg)
+    return number
 
 
 @dataclass(frozen=True)
@@ -51,11 +75,10 @@ class Settings:
     mix: float = 0.4
 
     def __post_init__(self) -> None:
-        for name, low, high in (("seed", 0, 2**32 - 1), ("steps", 1, 1000), ("strength", 0, 1), ("guidance", 1, 30), ("mix", 0, 1)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                msg = f"{name} must lie in [{low}, {high}]; got {value}"
-                raise RequestError(msg)
+        for name, low, high in (("seed", 0, 2**32 - 1), ("steps", 1, 1000)):
+            object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
+        for name, low, high in (("strength", 0, 1), ("guidance", 1, 30), ("mix", 0, 1)):
+            object.__setattr__(self, name, _real(name, getattr(self, name), low, high))
 
 
 @dataclass(frozen=True)
@@ -90,10 +113,15 @@ class Mask:
         if self.fill not in ("mean", "trial", "noise"):
             msg = f"fill must be 'mean', 'trial' or 'noise'; got {self.fill!r}"
             raise MaskError(msg)
-        for name, gain in self.gains:
-            if not 0 <= gain <= 4:
-                msg = f"the gain of {name} must lie in [0, 4]; got {gain}"
+        for part in ("mute", "keep"):
+            names = getattr(self, part)
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+                msg = f"{part} takes a tuple of ROI names, such as ('FFA-1',); got {names!r}"
                 raise MaskError(msg)
+            object.__setattr__(self, part, tuple(names))
+        object.__setattr__(self, "gains", tuple((name, _real(f"the gain of {name}", gain, 0, 4)) for name, gain in self.gains))
+        object.__setattr__(self, "fill_trial", _whole("fill_trial", self.fill_trial, 0))
+        object.__setattr__(self, "fill_seed", _whole("fill_seed", self.fill_seed, 0, 2**32 - 1))
 
     @property
     def is_empty(self) -> bool:
@@ -131,9 +159,7 @@ class Request:
     decoder: str = ""
 
     def __post_init__(self) -> None:
-        if self.trial < 0:
-            msg = f"trial must be 0 or more; got {self.trial}"
-            raise RequestError(msg)
+        object.__setattr__(self, "trial", _whole("trial", self.trial, 0))
         if self.repeats not in ("mean", "single"):
             msg = f"repeats must be 'mean' or 'single'; got {self.repeats!r}"
             raise RequestError(msg)

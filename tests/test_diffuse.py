@@ -223,6 +223,21 @@ def test_a_missing_part_is_named(tiny: VersatileDiffusion, tmp_path: Path, part:
         weights.load(tmp_path)
 
 
+def test_a_tokenizer_without_its_vocabulary_is_refused(tiny: VersatileDiffusion, tmp_path: Path) -> None:
+    weights.save(tiny, tmp_path)
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    whole = file.read_text()
+    file.unlink()
+    with pytest.raises(WeightsMissing, match="lacks its part tokenizer"):
+        weights.load(tmp_path)
+    file.write_text(whole[: len(whole) // 2])
+    with pytest.raises(WeightsInvalid, match="part tokenizer"):
+        weights.load(tmp_path)
+    CLIPTokenizer(vocab={**tiny.tokenizer.get_vocab(), "c</w>": 6}, merges=[], model_max_length=6).save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(WeightsInvalid, match="has 7 entries, its text_encoder 6"):
+        weights.load(tmp_path)
+
+
 def test_truncated_and_foreign_weights_are_refused(tiny: VersatileDiffusion, tmp_path: Path) -> None:
     weights.save(tiny, tmp_path)
     file = tmp_path / "image_unet" / "diffusion_pytorch_model.safetensors"

@@ -83,8 +83,8 @@ def load(folder: str | Path = "demo", *, device: str | torch.device = "cpu", dty
         vae=_pretrained(AutoencoderKL, root, "vae").to(**place).eval().requires_grad_(False),
         image_encoder=_pretrained(CLIPVisionModelWithProjection, root, "image_encoder").to(**place).eval().requires_grad_(False),
         text_encoder=_pretrained(CLIPTextModelWithProjection, root, "text_encoder").to(**place).eval().requires_grad_(False),
-        tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer"),
-        image_processor=CLIPImageProcessor.from_pretrained(root / "image_feature_extractor"),
+        tokenizer=_tokenizer(root),
+        image_processor=_pretrained(CLIPImageProcessor, root, "image_feature_extractor"),
         scheduler_config=_json(root / "scheduler" / "scheduler_config.json"),
         empty_image=extras.get("empty_image", torch.zeros(1)).to(**place),
         empty_text=extras.get("empty_text", torch.zeros(1)).to(**place),
@@ -156,12 +156,25 @@ def _pretrained(kind: Any, root: Path, part: str) -> Any:  # noqa: ANN401 - diff
     progress_bars.disable_progress_bar()
     try:
         return kind.from_pretrained(root / part, local_files_only=True, **quiet)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as fault:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as fault:
         msg = f"part {part} of the Versatile Diffusion at {root} cannot be loaded: {str(fault).splitlines()[0]}; copy it from the checkpoint again"
         raise WeightsInvalid(msg) from fault
     finally:
         if showed:
             progress_bars.enable_progress_bar()
+
+
+def _tokenizer(root: Path) -> CLIPTokenizer:
+    """Load the tokenizer; transformers makes an empty one, without a word, of a folder that holds no vocabulary."""
+    if not (root / "tokenizer" / "tokenizer.json").is_file() and not all((root / "tokenizer" / name).is_file() for name in ("vocab.json", "merges.txt")):
+        msg = f"Versatile Diffusion at {root} lacks its part tokenizer: expected tokenizer/tokenizer.json, or tokenizer/vocab.json and tokenizer/merges.txt"
+        raise WeightsMissing(msg)
+    tokenizer: CLIPTokenizer = _pretrained(CLIPTokenizer, root, "tokenizer")
+    entries = _json(root / "text_encoder" / "config.json").get("vocab_size")
+    if len(tokenizer) != entries:
+        msg = f"part tokenizer of the Versatile Diffusion at {root} has {len(tokenizer)} entries, its text_encoder {entries}; copy both from one checkpoint"
+        raise WeightsInvalid(msg)
+    return tokenizer
 
 
 def _tensors(root: Path, name: str) -> dict[str, Tensor]:
