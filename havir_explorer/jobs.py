@@ -1,4 +1,4 @@
-"""One thread owns the device: jobs wait, run, stop within one step, and tell what happened; nothing here touches a widget.
+"""One job at a time owns the device: jobs wait, run, stop within one step, and tell what happened; nothing here touches a widget.
 
 A job is a tuple of requests (the full brain and the masked one, say) run one after the other. Newest wins: a submitted job cancels the
 ones still waiting and, unless asked not to, the one that runs. Stopping is cooperative: the flag is looked at whenever the pipeline
@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -21,6 +22,10 @@ State = Literal["queued", "running", "cancelling", "cancelled", "done", "failed"
 FINAL: frozenset[State] = frozenset({"cancelled", "done", "failed"})
 
 _log = logging.getLogger(__name__)
+_DEVICE = threading.Lock()
+"""Held while a request is computed: every app has a worker of its own, and they share one device."""
+_LOOK = 0.05
+"""Seconds between two looks at the stop flag while a job waits for the device."""
 
 
 class Run(Protocol):
@@ -76,7 +81,10 @@ class Event:
 
 
 Listener = Callable[[Event], None]
-Answer = Callable[[Request, Callable[[Step], None]], tuple[Reconstruction, bool, str]]
+Report = Callable[[Step], None]
+Check = Callable[[], None]
+"""Raises Cancelled once the job is to stop."""
+Answer = Callable[[Request, Report, Check], tuple[Reconstruction, bool, str]]
 
 
 class Job:
@@ -102,6 +110,7 @@ class Job:
         self.state: State = "queued"
         self.error: HavirError | None = None
         self._listener = on_event
+        self._announced = False
         self._stop = threading.Event()
         self._finished = threading.Event()
         # Held while news is delivered, so that two threads cannot swap "cancelling" and "cancelled"; re-entrant, so a listener may cancel.
@@ -111,6 +120,7 @@ class Job:
         """Stop this job: at once if it waits, within one step if it runs, not at all if it has ended. No other job is touched."""
         with self._lock:
             if self.state == "queued":
+                self.announce()
                 self._stop.set()
                 self._move("cancelled")
             elif self.state == "running":
@@ -122,9 +132,13 @@ class Job:
         return self._finished.wait(timeout)
 
     def announce(self) -> None:
-        """Tell the listener that the job waits; the worker's part."""
+        """Tell the listener, once, that the job waits; the worker's part.
+
+        Whoever comes first says it, the thread that submits or the one that takes the job, so that it is always the first news of a job.
+        """
         with self._lock:
-            if self.state == "queued":
+            if self.state == "queued" and not self._announced:
+                self._announced = True
                 self._tell(Event(self.id, "queued", 0, len(self.requests)))
 
     def work(self, answer: Answer) -> None:
@@ -142,10 +156,12 @@ class Job:
     def _work(self, answer: Answer) -> None:
         with self._lock:
             self._check()
+            self.announce()
+            self._check()  # a listener may cancel at once
             self._move("running")
         for index, request in enumerate(self.requests):
             self._check()
-            result, cached, notice = answer(request, self._reporter(index))
+            result, cached, notice = answer(request, self._reporter(index), self._check)
             with self._lock:
                 self._check()
                 self.results = (*self.results, result)
@@ -154,7 +170,7 @@ class Job:
             self._check()
             self._move("done", index=len(self.requests) - 1)
 
-    def _reporter(self, index: int) -> Callable[[Step], None]:
+    def _reporter(self, index: int) -> Report:
         def report(step: Step) -> None:
             with self._lock:
                 self._check()
@@ -192,7 +208,7 @@ def _pipeline() -> Run:
 
 
 class Worker:
-    """The one thread that runs requests.
+    """A thread that runs requests, one at a time; in the whole process only one worker computes at any moment, and the others wait.
 
     Parameters
     ----------
@@ -288,13 +304,14 @@ class Worker:
         while (job := self._next()) is not None:
             job.work(self._answer)
 
-    def _answer(self, request: Request, on_step: Callable[[Step], None]) -> tuple[Reconstruction, bool, str]:
+    def _answer(self, request: Request, on_step: Report, check: Check) -> tuple[Reconstruction, bool, str]:
         if self._memory is not None and (known := self._memory.get(request)) is not None:
             return known, True, ""
         if self._run is None:
             on_step(Step("load"))
             self._run = _pipeline()
-        result = self._run(request, on_step=on_step)
+        with _device(check):
+            result = self._run(request, on_step=on_step)
         return result, False, self._remember(result)
 
     def _remember(self, result: Reconstruction) -> str:
@@ -305,6 +322,18 @@ class Worker:
         except HavirError as error:  # a full disk must not cost the user the picture
             return str(error)
         return ""
+
+
+@contextmanager
+def _device(check: Check) -> Iterator[None]:
+    """Hold the device; ``check`` is asked while another worker has it, so that a job that waits can be cancelled."""
+    while not _DEVICE.acquire(timeout=_LOOK):
+        check()
+    try:
+        check()
+        yield
+    finally:
+        _DEVICE.release()
 
 
 def _in_words(error: Exception) -> HavirError:

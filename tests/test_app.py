@@ -205,6 +205,50 @@ def test_another_subject_keeps_the_picture_and_drops_a_mask_it_cannot_have(app, 
     assert "does not fit subj01" in app.error
 
 
+def test_another_subject_that_lacks_the_trial_a_mask_fills_from_drops_the_mask(app, monkeypatch):
+    app.mask = Mask(mute=("FFA-1",), fill="trial", fill_trial=11)
+    real = World.check_trial
+
+    def shorter(self, subject, trial):
+        if (subject, trial) == ("subj02", 11):
+            msg = "subj02 has trials 0 to 10; got 11"
+            raise RequestError(msg)
+        real(self, subject, trial)
+
+    monkeypatch.setattr(World, "check_trial", shorter)
+    app.subject = "subj02"
+    assert app.mask.is_empty
+    assert "does not fit subj02: subj02 has trials 0 to 10" in app.error
+
+
+def test_showing_the_app_or_a_refusal_does_not_stop_a_run(app, pipeline, monkeypatch):
+    monkeypatch.setattr(World, "fed", lambda self, request, branch: 1 / 0)  # no weights here: the map's turn comes after the controls'
+    pipeline.gate.clear()
+    job = app.reconstruct()
+    assert pipeline.entered.wait(WAIT)
+    until(lambda: app.status == "running")
+    app._ipython_display_()
+    until(lambda: "ZeroDivisionError" in app.error)
+    assert app.status == "running"
+    for name, value in (("trial", 10**6), ("subject", "subj09")):
+        app.ask(name, value)
+        assert app.error
+        assert app.status == "running"
+    pipeline.gate.set()
+    assert job.wait(WAIT)
+    assert job.state == "done"
+
+
+def test_another_subject_cancels_the_run_for_the_one_before(app, pipeline):
+    pipeline.gate.clear()
+    job = app.reconstruct()
+    assert pipeline.entered.wait(WAIT)
+    app.subject = "subj02"
+    pipeline.gate.set()
+    assert job.wait(WAIT)
+    assert job.state == "cancelled"
+
+
 def test_clicking_equals_setting(shown):
     panels = shown._panels
     panels.mask.toggles["FFA-1"].value = "mute"
@@ -336,6 +380,19 @@ def test_the_app_says_which_branch_a_mask_reaches(shown):
     assert "Structural Generator only" in reach.value
     shown.mask = Mask(mute=("V1", "FFA-1"))
     assert "both branches" in reach.value
+
+
+def test_the_reach_goes_by_the_voxels_that_the_loaded_decoder_reads(shown, demo, monkeypatch):
+    shown.mask = Mask(mute=("FFA-1",))
+    faces = demo.atlas("subj01").voxels("FFA-1")
+    monkeypatch.setattr("havir_explorer.pipeline.models", lambda request: (demo, SimpleNamespace(spatial=faces, semantic=~faces), None))
+    monkeypatch.setattr("havir_explorer.attribute.contribution", lambda decoder, branch: SimpleNamespace(values=np.zeros(len(faces), np.float32)))
+    monkeypatch.setattr("havir_explorer.attribute.roi_table", lambda *_: None)
+    shown._world._measure(shown.request, "structural")
+    shown._paint()
+    assert "Structural Generator only" in shown._panels.branch._reach.value
+    shown.mask = Mask(mute=("V1",))
+    assert "Semantic Extractor only" in shown._panels.branch._reach.value
 
 
 def test_the_branch_switch_paints_the_cortex_anew_in_place(shown):

@@ -20,7 +20,7 @@ from havir_explorer.app.state import SETTINGS, State
 from havir_explorer.app.still import recipe_line, still
 from havir_explorer.app.world import World
 from havir_explorer.data.dataset import Dataset
-from havir_explorer.errors import Cancelled, HavirError, MaskError, RequestError
+from havir_explorer.errors import Cancelled, HavirError, RequestError
 from havir_explorer.jobs import FINAL, Event, Job, Memory, Run, Worker
 from havir_explorer.records import Mask, Reconstruction, Request, Settings
 
@@ -89,23 +89,27 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
     def _other_subject(self, change: dict[str, Any]) -> None:
         if not self._settled:
             return
+        self.cancel()  # the picture on its way belongs to another stimulus
         old, new = change["old"] or self._first_subject(), change["new"]
         self._settled = False  # one notification for the whole change, below
         try:
             self.trial = self._world.like(old, new, self.trial)
             self.mask = self._check_mask({"value": self.mask})
-        except MaskError as error:
+        except RequestError as error:  # of the mask: no such ROI, no voxel left, or no such trial to fill from
             self.mask = Mask()
             self.error = f"The mask was cleared, because it does not fit {new}: {error}"
         finally:
             self._settled = True
-        self._refresh("subject")
+        self._refresh()
         self._attempt(self._paint)
 
     @traitlets.observe("trial", "repeats", "mask", *SETTINGS)
     def _other_request(self, change: dict[str, Any]) -> None:
-        if self._settled:
-            self._refresh(change["name"])
+        if not self._settled:
+            return
+        if change["name"] == "trial":
+            self.cancel()  # the picture on its way belongs to another stimulus
+        self._refresh()
 
     @traitlets.observe("branch")
     def _other_branch(self, _change: object) -> None:
@@ -201,7 +205,7 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
         """Set a trait for a control that the user moved; a refusal is shown and the control goes back."""
         self.error = ""
         if not self._attempt(lambda: setattr(self, name, value)):
-            self._refresh(name)
+            self._refresh()
 
     def ask_run(self) -> None:
         """Reconstruct for the button."""
@@ -228,12 +232,10 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
         if panels is not None and self._attempt(lambda: self._world.open(lambda done, what: panels.run.say(f"{what}.", done))):
             if self.status == "idle":
                 panels.run.say("Ready.")
-            self._refresh("subject")
+            self._refresh()
             self._attempt(self._paint)
 
-    def _refresh(self, name: str) -> None:
-        if name in ("subject", "trial") and self.status in ("queued", "running"):
-            self.cancel()  # the picture on its way belongs to another stimulus
+    def _refresh(self) -> None:
         panels = self._panels
         if panels is not None and self._world.is_open:
             with self._showing:
@@ -261,8 +263,8 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
     # News from the worker ----------------------------------------------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
-        if event.state == "queued":
-            self._job, self._fresh = max(self._job, event.job), [None, None]
+        if event.state == "queued" and event.job > self._job:
+            self._job, self._fresh = event.job, [None, None]
         if event.job != self._job:
             return  # late news of a job that another one has replaced
         panels = self._panels

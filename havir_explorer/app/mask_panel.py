@@ -69,13 +69,18 @@ class MaskPanel:
     ----------
     on_mask : callable
         Called with the new :class:`~havir_explorer.records.Mask` when the user changed it.
+
+    Attributes
+    ----------
+    split : (bool (n_voxels,), bool (n_voxels,)) or None
+        Voxels that the Structural Generator and the Semantic Extractor read; :meth:`reach` goes by them.
     """
 
     def __init__(self, on_mask: Callable[[Mask], None]) -> None:
         self._on_mask = on_mask
         self._mask = Mask()
         self._atlas: Atlas | None = None
-        self._split: tuple[BoolArray, BoolArray] | None = None
+        self.split: tuple[BoolArray, BoolArray] | None = None
         self._quiet = False
         self.toggles: dict[str, widgets.ToggleButtons] = {}
         style = {"description_width": "84px"}
@@ -98,7 +103,7 @@ class MaskPanel:
 
     def populate(self, atlas: Atlas, split: tuple[BoolArray, BoolArray]) -> None:
         """List a subject's ROIs."""
-        self._atlas, self._split = atlas, split
+        self._atlas, self.split = atlas, split
         spatial, semantic = rows(atlas, split[0])
         self.toggles = {}
         lines: list[widgets.Widget] = []
@@ -177,10 +182,10 @@ class MaskPanel:
 
     def reach(self) -> str:
         """Say which branch the mask can reach, in words."""
-        if self._atlas is None or self._split is None or self._mask.is_empty:
+        if self._atlas is None or self.split is None or self._mask.is_empty:
             return "No mask is set, so both pictures are the same request."
         try:
-            branches = masks.reach(self._mask, self._atlas, *self._split)
+            branches = masks.reach(self._mask, self._atlas, *self.split)
         except MaskError as error:
             return str(error)
         if not branches:

@@ -93,6 +93,9 @@ class Panels:
         """Paint the cortex for a branch; the first time loads the decoder."""
         dataset = self._world.open()
         fed = self._world.fed(request, branch)
+        if request.subject == self._shown_subject:  # another may have been chosen while the decoder was loaded
+            self.mask.split = self._world.split(request.subject)
+            self.branch.say(self.mask.reach())
         self.branch.set_rois(request.subject, dataset.atlas(request.subject), dataset.surface(request.subject))
         self.branch.paint(branch, fed)
 

@@ -48,6 +48,7 @@ class World:
         self._lock = threading.RLock()
         self._trials: dict[str, pd.DataFrame] = {}
         self._fed: dict[tuple[str, Branch], Fed] = {}
+        self._splits: dict[str, tuple[BoolArray, BoolArray]] = {}
         self._pictures: dict[int, UInt8Array] = {}
 
     @property
@@ -127,10 +128,13 @@ class World:
         return self.open().atlas(subject)
 
     def split(self, subject: str) -> tuple[BoolArray, BoolArray]:
-        """Return the voxels that the Structural Generator and the Semantic Extractor read; no weights are loaded for it."""
+        """Return the voxels that the Structural Generator and the Semantic Extractor read: the decoder's own once :meth:`fed` has loaded it.
+
+        Before, those that a decoder reads unless told otherwise; no weights are loaded for it.
+        """
         from havir_explorer.decode.manifest import default_split
 
-        return default_split(self.atlas(subject))
+        return self._splits.get(subject) or default_split(self.atlas(subject))
 
     def fed(self, request: Request, branch: Branch) -> Fed:
         """Return how a branch is fed, from the weights of the decoder that the request names."""
@@ -145,6 +149,7 @@ class World:
         from havir_explorer.draw.cortex import cortical_map
 
         dataset, havir, _ = pipeline.models(request)
+        self._splits[request.subject] = havir.spatial, havir.semantic
         contribution = attribute.contribution(havir, branch)
         table = attribute.roi_table(contribution, dataset.atlas(request.subject), dataset.ncsnr(request.subject))
         return Fed(cortical_map(contribution.values, dataset.surface(request.subject)), table)
