@@ -13,7 +13,7 @@ import typer
 
 from havir_explorer import __version__
 from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, quiet, table, write
-from havir_explorer.errors import RequestError, nearest
+from havir_explorer.errors import HavirError, RequestError, nearest
 from havir_explorer.records import Branch, Request
 
 if TYPE_CHECKING:
@@ -105,8 +105,11 @@ def reconstruct(
     settings = replace(base.settings, **_given(seed=seed, steps=steps, strength=strength, guidance=guidance, mix=mix))
     chosen = _given(dataset=dataset, subject=subject, trial=trial, repeats=repeats, generator=generator, decoder=decoder)
     request = replace(base, mask=mask, settings=settings, **chosen)
-    result, cached = _reconstruction(request, can_write(out, ".png"))
+    store.check_sidecar(can_write(out, ".png"))
+    result, cached = _reconstruction(request, out)
     store.write_png(result, out)
+    if not cached:
+        _remember(result)
     if as_json:
         emit(_as_dict(result, out, cached=cached))
     else:
@@ -127,8 +130,7 @@ def _reconstruction(request: Request, out: Path) -> tuple[Reconstruction, bool]:
     from havir_explorer.pipeline import run
     from havir_explorer.store import Store
 
-    memory = Store()
-    known = memory.get(request)
+    known = Store().get(request)
     if known is not None:
         return known, True
     with progress_bar(f"drawing {out.name}") as show:
@@ -136,9 +138,17 @@ def _reconstruction(request: Request, out: Path) -> tuple[Reconstruction, bool]:
         def on_step(step: Step) -> None:
             show(step.index / step.count if step.count else 0.0, f"{step.stage} {step.index}/{step.count}" if step.count else step.stage)
 
-        result = run(request, on_step=on_step)
-    memory.put(result)
-    return result, False
+        return run(request, on_step=on_step), False
+
+
+def _remember(result: Reconstruction) -> None:
+    """Keep the result for the next time; where there is no room for it, the user still has the picture."""
+    from havir_explorer.store import Store
+
+    try:
+        Store().put(result)
+    except HavirError as fault:
+        sys.stderr.write(f"havir: not remembered for the next time: {' '.join(str(fault).split())}\n")
 
 
 def _as_dict(result: Reconstruction, out: Path, *, cached: bool) -> dict[str, object]:

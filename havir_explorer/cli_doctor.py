@@ -105,14 +105,16 @@ def _packages() -> Check:
 def _device() -> Check:
     import torch
 
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return Check("device", "fine", f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Check("device", "fine", f"CPU, {cores} cores, torch uses {torch.get_num_threads()}; no CUDA device, which the demo does not need")
+    found = f"CPU, {cores} cores, torch uses {torch.get_num_threads()}"
+    if torch.cuda.is_available():
+        return Check("device", "note", f"{found}; {torch.cuda.get_device_name()}: found, not used by this version")
+    return Check("device", "fine", f"{found}; no CUDA device, which the demo does not need")
 
 
 def _cache() -> Check:
+    from havir_explorer.data.nsd import MARKER
+
     folder = paths.cache_folder()
     known = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     if not os.access(known, os.W_OK):
@@ -120,7 +122,8 @@ def _cache() -> Check:
     free = shutil.disk_usage(known).free
     if free < _DEMO_BYTES:
         advice = f"free {_DEMO_BYTES // 2**20} MiB or set HAVIR_CACHE to a folder on another disk"
-        return Check("cache", "broken", f"{folder}: {free / 2**20:.0f} MiB free", advice)
+        built = (_world() / MARKER).is_file()  # then there is nothing large left to write
+        return Check("cache", "note" if built else "broken", f"{folder}: {free / 2**20:.0f} MiB free", advice)
     return Check("cache", "fine", f"{folder}: {free / 2**30:.1f} GiB free")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def train(
     RequestError
         The subject is unknown.
     OutputError
-        The folder cannot be made.
+        The folder cannot be made or written.
     """
     tree = open_dataset(dataset)
     if subject not in tree.subjects():
@@ -81,4 +82,7 @@ def _folder(folder: Path) -> Path:
     except OSError as fault:
         msg = f"cannot make the folder {folder}: {fault.strerror}; give another one with --out"
         raise OutputError(msg) from fault
+    if not os.access(folder, os.W_OK):
+        msg = f"cannot write in the folder {folder}: it is not allowed there; give another one with --out"
+        raise OutputError(msg)
     return folder

@@ -13,9 +13,9 @@ import io
 import json
 import os
 import uuid
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -24,16 +24,14 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from havir_explorer.errors import OutputError, RequestError
+from havir_explorer.errors import HavirError, OutputError, RequestError
 from havir_explorer.paths import cache_folder
 from havir_explorer.records import Kind, Reconstruction, Request, Score, UInt8Array
 
 KEYWORD = "havir_explorer recipe"
 """Keyword of the PNG text chunk that holds the recipe."""
-LARGEST_RECIPE = 1_000_000
-"""Bytes; a recipe is about 2 kB, so anything larger than this was not written here."""
-LARGEST_SIDE = 4096
-"""Pixels; no remembered picture is larger."""
+LARGEST_RECIPE = 1_000_000  # bytes; a recipe is about 2 kB, so anything larger than this was not written here
+LARGEST_SIDE = 4096  # pixels; no remembered picture is larger
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DEMO_WEIGHTS = Path(__file__).parent / "data" / "demo" / "weights"
 
@@ -92,14 +90,14 @@ class Store:
     def get(self, request: Request) -> Reconstruction | None:
         """Return the remembered result, or None.
 
-        An entry that cannot be read, or that other weights than today's have made, is deleted: it will be computed again.
+        An entry that cannot be read, or that other weights or betas than today's have made, is deleted: it will be computed again.
         """
         path = self.path(request)
         try:
             found = _unpack(path.read_bytes(), request)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):  # ValidationError is a ValueError
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, it can be made again
             found = None
         if found is None:
             _remove(path)
@@ -113,19 +111,15 @@ class Store:
         OutputError
             The folder cannot be written; no half entry stays behind.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            msg = f"cannot write {self.folder}: {_reason(error)}"
-            raise OutputError(msg) from error
-        _write({self.path(reconstruction.request): _pack(reconstruction)})
+        _write({self.path(reconstruction.request): _pack(reconstruction)}, make_folder=True)
         self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         entries = list(self.folder.glob("*.npz"))
         if len(entries) > self.limit:
-            for path in sorted(entries, key=_age)[: len(entries) - self.limit]:
-                _remove(path)
+            with suppress(OSError):  # another process has just removed one
+                for path in sorted(entries, key=lambda path: path.stat().st_mtime)[: len(entries) - self.limit]:
+                    _remove(path)
 
 
 def write_png(reconstruction: Reconstruction, path: Path | str, *, recipe: bool = True) -> None:
@@ -142,17 +136,33 @@ def write_png(reconstruction: Reconstruction, path: Path | str, *, recipe: bool 
     Raises
     ------
     OutputError
-        Not a ``.png`` name, or it cannot be written there.
+        Not a ``.png`` name, it cannot be written there, or what is called like its JSON is not a recipe of ours.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        msg = f"a picture is saved as PNG; got the name {path.name!r}: end it in .png"
-        raise OutputError(msg)
-    text = _as_json(_recipe(reconstruction))
-    files = {path: _png(reconstruction, text if recipe else None)}
-    if recipe:
+    path = _named(path, ".png", "a picture is saved as PNG")
+    text = _as_json(_recipe(reconstruction)) if recipe else None
+    files = {path: _png(reconstruction, text)}
+    if text is not None:
+        check_sidecar(path)
         files[path.with_suffix(".json")] = text.encode()
     _write(files)
+
+
+def check_sidecar(path: Path) -> None:
+    """Make sure that the JSON beside a picture may be written: nothing has its name, or an earlier recipe, which is replaced.
+
+    Raises
+    ------
+    OutputError
+        A folder has the name, or a file that is not a recipe of ours.
+    """
+    beside = path.with_suffix(".json")
+    if not beside.exists():
+        return
+    try:
+        read_recipe(beside)
+    except RequestError as error:
+        msg = f"cannot write {path}: its recipe goes to {beside}, and what is there may not be replaced ({error}); choose another name"
+        raise OutputError(msg) from error
 
 
 def write_recipe(request: Request, path: Path | str) -> None:
@@ -163,10 +173,7 @@ def write_recipe(request: Request, path: Path | str) -> None:
     OutputError
         Not a ``.json`` name, or it cannot be written there.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".json":
-        msg = f"a recipe is saved as JSON; got the name {path.name!r}: end it in .json"
-        raise OutputError(msg)
+    path = _named(path, ".json", "a recipe is saved as JSON")
     _write({path: _as_json(Recipe(request=request)).encode()})
 
 
@@ -210,10 +217,8 @@ def _text_in(file: BinaryIO, path: Path) -> bytes:
 
 
 def _text_chunks(file: BinaryIO) -> Iterator[bytes]:
-    while len(head := file.read(8)) == 8:
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
         length, name = int.from_bytes(head[:4], "big"), head[4:]
-        if name == b"IEND":
-            return
         if name != b"iTXt" or length > LARGEST_RECIPE:
             file.seek(length + 4, os.SEEK_CUR)
             continue
@@ -236,22 +241,8 @@ def _recipe(r: Reconstruction) -> Recipe:
 
 
 def _as_json(recipe: Recipe) -> str:
-    return json.dumps(
-        {name: asdict(value) if name == "request" else value for name, value in recipe if name != "scores"}
-        | {"scores": [asdict(score) for score in recipe.scores]},
-        indent=1,
-        ensure_ascii=False,
-        default=_number,
-    )
-
-
-def _number(value: object) -> float | int | bool:
-    """NumPy's own numbers as Python's."""
-    if not isinstance(value, np.generic):
-        msg = f"a recipe holds numbers, words and lists; got {type(value).__name__}"
-        raise TypeError(msg)
-    number: float | int | bool = value.item()
-    return number
+    values = {name: asdict(value) if name == "request" else value for name, value in recipe} | {"scores": [asdict(score) for score in recipe.scores]}
+    return json.dumps(values, indent=1, ensure_ascii=False, default=np.generic.item)  # NumPy's own numbers as Python's
 
 
 def _png(reconstruction: Reconstruction, recipe: str | None) -> bytes:
@@ -266,8 +257,7 @@ def _png(reconstruction: Reconstruction, recipe: str | None) -> bytes:
 def _pack(r: Reconstruction) -> bytes:
     entry = {"stamp": _stamp(r.request), "recipe": json.loads(_as_json(_recipe(r)))}
     buffer = io.BytesIO()
-    about = np.frombuffer(json.dumps(entry).encode(), np.uint8)
-    np.savez_compressed(buffer, about=about, picture=r.picture, structure=r.structure, stimulus=r.stimulus)
+    np.savez_compressed(buffer, about=np.frombuffer(json.dumps(entry).encode(), np.uint8), picture=r.picture, structure=r.structure, stimulus=r.stimulus)
     return buffer.getvalue()
 
 
@@ -290,23 +280,46 @@ def _checked(picture: np.ndarray) -> UInt8Array:
 
 
 def _stamp(request: Request) -> str:
-    """Digest of names, sizes and times of the weight files a request uses: a result of other weights is not this request's result."""
-    generator = _DEMO_WEIGHTS / "versatile-diffusion" if request.generator == "demo" else Path(request.generator)
-    decoder = Path(request.decoder) if request.decoder else _DEMO_WEIGHTS / "havir" / request.subject
+    """Digest of the places, names, sizes and times of the files a request uses: a result of other files is not this request's result."""
     digest = hashlib.sha256()
-    for folder in (generator, decoder):
-        for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):  # two levels: a recipe may name any folder
-            if path.is_file():
-                about = path.stat()
-                digest.update(f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+    for folder in _sources(request):
+        digest.update(f"{folder.resolve()}\n".encode())
+        for path in sorted(path for level in ("*", "*/*") for path in folder.glob(level) if path.is_file()):  # a recipe may name any folder: two levels
+            about = path.stat()
+            digest.update(f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _write(files: Mapping[Path, bytes]) -> None:
+def _sources(request: Request) -> tuple[Path, ...]:
+    from havir_explorer import data, pipeline  # here, because they load torch, which reading a recipe does not need
+    from havir_explorer.data import betas
+
+    generator = _DEMO_WEIGHTS / "versatile-diffusion" if request.generator == data.DEMO else Path(request.generator)
+    root, decoder = data.demo_folder(), _DEMO_WEIGHTS / "havir" / request.subject
+    if request.dataset != data.DEMO:  # the teaching world is not opened: that would build it
+        try:
+            dataset = data.open_dataset(request.dataset)
+            root, decoder = dataset.root, pipeline.decoder_folder(dataset, request.subject)
+        except HavirError:  # whoever reads the data says it better, and a remembered result does not survive it
+            return (generator,)
+    return generator, Path(request.decoder) if request.decoder else decoder, betas.folder(root, request.subject)
+
+
+def _named(path: Path | str, ending: str, why: str) -> Path:
+    path = Path(path)
+    if path.suffix.lower() != ending:
+        msg = f"{why}; got the name {path.name!r}: end it in {ending}"
+        raise OutputError(msg)
+    return path
+
+
+def _write(files: Mapping[Path, bytes], *, make_folder: bool = False) -> None:
     """Write all files or none: each under a temporary name in its own folder first, then renamed."""
     waiting = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part") for path in files}
     path = next(iter(files))
     try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         for path, content in files.items():
             waiting[path].write_bytes(content)
         for path, part in waiting.items():
@@ -322,26 +335,15 @@ def _reason(error: OSError) -> str:
     reasons = {
         errno.ENOSPC: "the disk is full; make room or choose another folder",
         errno.EDQUOT: "your share of the disk is used up; make room or choose another folder",
-        errno.EACCES: "it is not allowed there; choose a folder of your own",
-        errno.EPERM: "it is not allowed there; choose a folder of your own",
+        **dict.fromkeys((errno.EACCES, errno.EPERM), "it is not allowed there; choose a folder of your own"),
         errno.EROFS: "that disk is read-only; choose another folder",
         errno.ENOENT: "there is no such file or folder; check the name, or make the folder first",
-        errno.ENOTDIR: "a part of its folder is a file; choose another folder",
-        errno.EEXIST: "a part of its folder is a file; choose another folder",
+        **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a part of its folder is a file; choose another folder"),
         errno.EISDIR: "there is a folder of that name; choose another name",
     }
     return reasons.get(error.errno or 0, error.strerror or str(error))
 
 
 def _remove(path: Path) -> None:
-    try:
+    with suppress(OSError):  # an entry that cannot be removed is overwritten or ignored next time
         path.unlink(missing_ok=True)
-    except OSError:  # an entry that cannot be removed is overwritten or ignored next time
-        return
-
-
-def _age(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # another process has just removed it
-        return 0.0

@@ -14,6 +14,11 @@ import pytest
 from PIL import Image
 
 from havir_explorer.cli import command
+from havir_explorer.decode import targets
+from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
+from havir_explorer.decode.run import Options
+from havir_explorer.decode.train import fit
+from havir_explorer.errors import OutputError
 
 BETAS = Path("nsddata_betas", "ppdata", "subj01", "func1pt8mm")
 BRICK = Path("nsddata_stimuli", "stimuli", "nsd", "nsd_stimuli.hdf5")
@@ -206,18 +211,70 @@ def test_output_path_that_cannot_be_written(refused, cache, tmp_path, where):
         assert str(tmp_path / where) in refused(name, "--out", tmp_path / where)
 
 
-def test_full_disk(refused, cache, picture, monkeypatch):
-    """The disk fills up while a file is being written: half of it is there, the rest finds no room."""
+@pytest.fixture
+def full(monkeypatch):
+    """Fill the disk under a folder: half of a file is written there, the rest finds no room."""
     whole = Path.write_bytes
 
-    def half(path: Path, content: bytes) -> int:
-        whole(path, content[: len(content) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def fill(folder: Path) -> None:
+        def write(path: Path, content: bytes) -> int:
+            if not path.is_relative_to(folder):
+                return whole(path, content)
+            whole(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", half)
-    sentence = refused("reconstruct", *QUICK, "--out", picture)
-    assert "disk is full" in sentence
-    assert not list(cache.rglob("*.part"))
+        monkeypatch.setattr(Path, "write_bytes", write)
+
+    return fill
+
+
+def test_full_disk(refused, cache, picture, full):
+    full(picture.parent)
+    assert "disk is full" in refused("reconstruct", *QUICK, "--out", picture)
+
+
+def test_full_disk_under_the_cache_costs_the_memory_not_the_picture(capsys, cache, picture, full):
+    full(cache / "results")
+    assert command(["reconstruct", *QUICK, "--out", str(picture), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["cached"] is False
+    assert [line for line in printed.err.splitlines() if "disk is full" in line] == [printed.err.strip().splitlines()[-1]]
+    assert sorted(p.name for p in picture.parent.iterdir()) == ["r.json", "r.png"]
+    assert Image.open(picture).size == (64, 64)
+    assert not list((cache / "results").iterdir())
+
+
+def test_recipe_in_the_place_of_a_users_own_file(refused, cache, tmp_path, monkeypatch):
+    """Said before anything is drawn."""
+    from havir_explorer import pipeline
+
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: pytest.fail("it was drawn first"))
+    (tmp_path / "data.json").write_text('{"subjects": 8}')
+    assert "data.json" in refused("reconstruct", *QUICK, "--out", tmp_path / "data.png")
+    assert (tmp_path / "data.json").read_text() == '{"subjects": 8}'
+
+
+@pytest.mark.parametrize("place", ["checkpoint.pt", "model.safetensors", "manifest.json"])
+def test_training_that_finds_no_room_is_a_sentence(tmp_path, place):
+    """A folder in the way fails as a full disk does: with an error of torch's, of safetensors' or of the system."""
+    from small_world import TEST, TRAIN, SmallEncoder, SmallWorld
+
+    world = SmallWorld()
+    small = Options(structural=StructuralSizes(width=8, blocks=1, maps=4, channels=8), semantic=SemanticSizes(width=8, blocks=1), held_out=0.2, save_every=2)
+    (tmp_path / f"{place}.part").mkdir()
+    with pytest.raises(OutputError, match="cannot write") as caught:
+        fit(world, "subj01", targets.build(world, np.arange(TRAIN + TEST), SmallEncoder()), tmp_path, steps=3, options=small)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == [f"{place}.part"], "what was half-written is gone"
+
+
+def test_training_into_a_folder_of_someone_elses_is_refused_first(refused, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(targets, "build", lambda *_, **__: pytest.fail("it trained first"))
+    sentence = refused("train", "--out", tmp_path / "theirs")
+    assert str(tmp_path / "theirs") in sentence
+    assert "--out" in sentence
 
 
 OTHERS = [("map", "--branch", "sideways"), ("evaluate", "--conditions", "nonsense"), ("evaluate", "--limit", "0"), ("train", "--subject", "subj77")]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -223,6 +224,29 @@ def test_doctor_says_what_to_do(capsys, monkeypatch, tmp_path):
     printed = " ".join(capsys.readouterr().out.split())
     assert "✗ generator" in printed
     assert "havir train" in printed
+
+
+def test_doctor_does_not_promise_a_gpu_that_nothing_uses(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Large GPU")
+    check = {c.name: c for c in cli_doctor.examine()}["device"]
+    assert check.state == "note"
+    assert "Large GPU: found, not used by this version" in check.found
+    assert "CPU" in check.found
+
+
+def test_doctor_wants_room_for_the_world_only_until_it_is_built(monkeypatch, cache, tmp_path):
+    monkeypatch.setattr(cli_doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=200 * 2**20))
+    states = []
+    for folder in (cache, tmp_path / "empty"):
+        monkeypatch.setenv("HAVIR_CACHE", str(folder))
+        check = {c.name: c for c in cli_doctor.examine()}["cache"]
+        assert "200 MiB free" in check.found
+        assert "300 MiB" in check.advice
+        states.append(check.state)
+    assert states == ["note", "broken"]
 
 
 def test_doctor_survives_a_broken_patient(monkeypatch):

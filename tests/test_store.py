@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 from PIL import Image
 
 from havir_explorer import store
+from havir_explorer.data import open_dataset
 from havir_explorer.errors import OutputError, RequestError
+from havir_explorer.pipeline import decoder_folder
 from havir_explorer.records import Mask, Reconstruction, Request, Score, Settings
 from havir_explorer.store import Store, read_recipe, write_png, write_recipe
 
@@ -89,6 +93,52 @@ def test_a_corrupt_entry_is_deleted_and_asked_for_again(tmp_path, result, reques
     assert memory.get(result.request) is not None
 
 
+@pytest.mark.parametrize(("place", "bits"), [(8, 0x01), (10, 0x40), (10, 0x02), (16, 0xFF), (20, 0xFF), (42, 0x01)])
+def test_a_flipped_bit_in_the_archives_directory_is_computed_again(tmp_path, result, request_, place, bits):
+    """The flags, where one bit says encrypted; the compression method; checksum, size and place."""
+    memory = Store(tmp_path)
+    memory.put(result)
+    path = memory.path(request_)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + place] ^= bits
+    path.write_bytes(content)
+    assert memory.get(request_) is None
+    assert not path.exists()
+
+
+def test_a_flipped_bit_anywhere_is_never_a_crash_nor_another_picture(tmp_path, request_):
+    picture = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    small = Reconstruction(request_, picture, picture, picture, "generated", True, False, (), (), 1, 0.5)
+    memory = Store(tmp_path)
+    memory.put(small)
+    path = memory.path(request_)
+    sound, refused = path.read_bytes(), 0
+    for place in range(0, len(sound), 3):
+        content = bytearray(sound)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        found = memory.get(request_)
+        assert found is None or same(found, small), f"byte {place}"
+        refused += found is None
+    assert refused > len(sound) / 6
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '|u1', 'shape': (((", b"{'descr': '|u1', 'fortran_order': False, 'shape': (8, 8"])
+def test_an_array_whose_header_is_damaged_is_computed_again(tmp_path, request_, result, header):
+    memory = Store(tmp_path)
+    memory.put(result)
+    path = memory.path(request_)
+    with np.load(path) as arrays, zipfile.ZipFile(tmp_path / "other", "w") as archive:
+        for name in arrays.files:
+            buffer = io.BytesIO()
+            np.save(buffer, arrays[name])
+            damaged = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+            archive.writestr(f"{name}.npy", damaged if name == "picture" else buffer.getvalue())
+    (tmp_path / "other").replace(path)
+    assert memory.get(request_) is None
+    assert not path.exists()
+
+
 def test_a_pickle_in_an_entry_is_never_opened(tmp_path, request_, result):
     memory = Store(tmp_path)
     memory.put(result)
@@ -114,6 +164,60 @@ def test_other_weights_make_an_entry_stale(tmp_path, request_):
     assert memory.get(mine) is not None
     (weights / "model.safetensors").write_bytes(b"other")
     assert memory.get(mine) is None
+
+
+def remembered(memory: Store, request: Request) -> bool:
+    picture = np.zeros((8, 8, 3), np.uint8)
+    memory.put(Reconstruction(request, picture, picture, picture, "generated", True, False, (), (), 1, 0.5))
+    return memory.get(request) is not None
+
+
+def test_other_betas_make_an_entry_stale(tmp_path, tree):
+    memory, mine = Store(tmp_path / "results"), Request(dataset=str(tree))
+    assert remembered(memory, mine)
+    beta = next((tree / "nsddata_betas" / "ppdata" / "subj01" / "func1pt8mm").rglob("betas_session*.hdf5"))
+    beta.unlink()
+    assert memory.get(mine) is None
+    assert remembered(memory, mine)
+    beta.write_bytes(b"other")
+    assert memory.get(mine) is None
+
+
+def test_another_place_of_the_data_makes_an_entry_stale(tmp_path, tree):
+    link = tmp_path / "link"
+    link.symlink_to(tree, target_is_directory=True)
+    memory, mine = Store(tmp_path / "results"), Request(dataset=str(link))
+    assert remembered(memory, mine)
+    tree.rename(tmp_path / "moved")
+    link.unlink()
+    link.symlink_to(tmp_path / "moved", target_is_directory=True)
+    assert memory.get(mine) is None
+
+
+def test_the_decoder_of_a_data_set_of_ones_own_is_watched(tmp_path, tree):
+    """Not the teaching world's: a decoder that was trained again makes other pictures."""
+    (tree / "synthetic.json").unlink()
+    memory, mine = Store(tmp_path / "results"), Request(dataset=str(tree))
+    folder = decoder_folder(open_dataset(tree), "subj01")
+    assert folder.is_relative_to(tmp_path / "cache")
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"one")
+    assert remembered(memory, mine)
+    (folder / "model.safetensors").write_bytes(b"other")
+    assert memory.get(mine) is None
+
+
+def test_a_data_set_that_is_gone_is_left_for_its_reader_to_say(tmp_path, tree):
+    memory, mine = Store(tmp_path / "results"), Request(dataset=str(tree))
+    assert remembered(memory, mine)
+    tree.rename(tmp_path / "moved")
+    assert memory.get(mine) is None
+
+
+def test_asking_for_a_result_does_not_build_the_teaching_world(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAVIR_CACHE", str(tmp_path / "empty"))
+    assert remembered(Store(tmp_path / "results"), Request())
+    assert not (tmp_path / "empty").exists()
 
 
 def test_the_oldest_are_forgotten_beyond_the_limit(tmp_path):
@@ -254,6 +358,31 @@ def test_unwritable_paths_are_sentences(tmp_path, result):
     assert leftovers(tmp_path) == ["file"]
     with pytest.raises(OutputError, match="a part of its folder is a file"):
         Store(tmp_path / "file" / "results").put(result)
+
+
+@pytest.mark.parametrize("content", [b'{"subjects": 8}', b"", b"\x00\x01"])
+def test_a_users_own_json_is_not_overwritten(tmp_path, result, content):
+    (tmp_path / "data.json").write_bytes(content)
+    with pytest.raises(OutputError, match="may not be replaced") as caught:
+        write_png(result, tmp_path / "data.png")
+    assert "data.json" in str(caught.value)
+    assert leftovers(tmp_path) == ["data.json"]
+    assert (tmp_path / "data.json").read_bytes() == content
+    write_png(result, tmp_path / "data.png", recipe=False)
+    assert (tmp_path / "data.json").read_bytes() == content
+
+
+def test_a_folder_in_the_recipes_place_is_a_sentence(tmp_path, result):
+    (tmp_path / "r.json").mkdir()
+    with pytest.raises(OutputError, match="a folder of that name"):
+        write_png(result, tmp_path / "r.png")
+    assert leftovers(tmp_path) == []
+
+
+def test_an_earlier_recipe_is_replaced(tmp_path, result, request_):
+    write_recipe(Request(trial=1), tmp_path / "r.json")
+    write_png(result, tmp_path / "r.png")
+    assert read_recipe(tmp_path / "r.json") == request_
 
 
 @pytest.mark.parametrize(("code", "sentence"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "not allowed there"), (errno.EROFS, "read-only")])

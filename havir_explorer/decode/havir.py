@@ -9,6 +9,8 @@ HAVIR's authors could be found; see :mod:`~havir_explorer.decode.manifest` for t
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 from havir_explorer.decode.blocks import Dropout, Repair, ResidualMLP, Upsampler, initialise
 from havir_explorer.decode.manifest import Manifest, SemanticSizes, StructuralSizes
-from havir_explorer.errors import RequestError, WeightsInvalid, WeightsMissing
+from havir_explorer.errors import OutputError, RequestError, WeightsInvalid, WeightsMissing
 from havir_explorer.records import BoolArray, Branch, Contribution, Decoded, FloatArray
 
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
@@ -214,15 +216,19 @@ class Havir(nn.Module):
         return Contribution(branch, "weights", values)
 
     def save(self, folder: Path) -> None:
-        """Write float16 weights, both masks and the manifest into ``folder``, each file whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write float16 weights, both masks and the manifest into ``folder``, each file whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            The disk is full or the folder cannot be written.
+        """
         tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in self.state_dict().items()}
         masks = {"mask.spatial": self.spatial, "mask.semantic": self.semantic}
         tensors |= {name: torch.from_numpy(mask.astype(np.uint8)) for name, mask in masks.items()}
-        save_file(tensors, folder / f"{WEIGHTS}.part")
-        (folder / f"{MANIFEST}.part").write_text(self.manifest.model_dump_json(), encoding="utf-8")
-        for name in (WEIGHTS, MANIFEST):
-            (folder / f"{name}.part").replace(folder / name)
+        with whole(folder / WEIGHTS, folder / MANIFEST) as (weights, manifest):
+            save_file(tensors, weights)
+            manifest.write_text(self.manifest.model_dump_json(), encoding="utf-8")
 
     @staticmethod
     def load(folder: Path, *, device: str = "cpu") -> Havir:
@@ -263,6 +269,30 @@ class Havir(nn.Module):
             msg = f"the weights in {folder / WEIGHTS} do not fit the sizes in {MANIFEST} beside them ({reason}); {_AGAIN}"
             raise WeightsInvalid(msg) from error
         return havir.to(device).eval()
+
+
+@contextmanager
+def whole(*files: Path) -> Iterator[tuple[Path, ...]]:
+    """Yield temporary names for files of one folder; afterwards they get their own names, or after a failure none is left.
+
+    Raises
+    ------
+    OutputError
+        What is done inside cannot write: safetensors and torch have errors of their own for a full disk.
+    """
+    parts = tuple(file.with_name(f"{file.name}.part") for file in files)
+    try:
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        yield parts
+        for part, file in zip(parts, files, strict=True):
+            part.replace(file)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        for part in parts:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+        reason = " ".join(str(error).split())[:200]
+        msg = f"cannot write {files[0].name} in {files[0].parent}: the disk is full or it is not allowed there ({reason}); make room or choose another folder"
+        raise OutputError(msg) from error
 
 
 def _read_manifest(file: Path) -> Manifest:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from havir_explorer.decode import losses
-from havir_explorer.decode.havir import Havir
+from havir_explorer.decode.havir import Havir, whole
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
 from havir_explorer.decode.samples import Samples
 from havir_explorer.errors import WeightsInvalid
@@ -194,7 +194,6 @@ class Run:
         return [samples.mix(samples.means(pictures), pictures, branch.columns).to(self.havir.device) for branch in self.branches]
 
     def _store(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "identity": self.identity,
             "done": self.done,
@@ -204,8 +203,8 @@ class Run:
             "optimisers": [b.optimiser.state_dict() for b in self.branches],
             "best": [b.best for b in self.branches],
         }
-        torch.save(state, file.with_suffix(".part"))
-        file.with_suffix(".part").replace(file)
+        with whole(file) as (part,):
+            torch.save(state, part)
 
     def _restore(self, file: Path) -> None:
         try:
