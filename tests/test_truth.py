@@ -7,7 +7,7 @@ from havir_explorer import evaluate, masks, pipeline
 from havir_explorer.diffuse.sampler import generate
 from havir_explorer.records import Mask, Request, Settings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SUBJECTS = ("subj01", "subj02")
 
 
@@ -36,3 +36,16 @@ def test_without_right_v1_to_v3_the_left_half_suffers(world):
     low, high = evaluate.bootstrap(difference)
     print(f"{subject}: squared error rises more on the left by {difference.mean():.1f} [{low:.1f}, {high:.1f}], n={len(difference)}")
     assert low > 0
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_the_brain_is_worth_something(subject):
+    conditions = ("full", "structure_only", "semantic_only", "wrong_trial", "no_brain")
+    found = evaluate.evaluate("demo", subject, conditions=conditions).as_dict()["conditions"]
+    for metric in ("PixCorr", "SSIM", "CLIP", "CLIP-cos"):
+        for control in ("wrong_trial", "no_brain"):
+            assert found["full"][metric]["ci95"][0] > found[control][metric]["ci95"][1], (metric, control, found)
+    assert found["structure_only"]["PixCorr"]["mean"] > found["semantic_only"]["PixCorr"]["mean"]
+    assert found["full"]["CLIP"]["mean"] >= 0.90
+
+
