@@ -29,7 +29,7 @@ PERCENT = 300.0
 Raw = npt.NDArray[np.int16]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-_TODO = "download it again from the natural-scenes-dataset bucket"
+_REMEDY = "download it again from the natural-scenes-dataset bucket"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ def read_columns(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:
     DataMissing, DataInvalid
         Absent; truncated, of another grid or not int16.
     """
-    file, betas = files.hdf5(source, "beta file", _TODO, "betas")
+    file, betas = files.hdf5(source, "beta file", _REMEDY, "betas")
     with file:
         expected = (TRIALS, *grid[::-1])
         if betas.shape != expected or betas.dtype != np.int16:
@@ -105,7 +105,7 @@ def read_columns(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:
                 return _read_chunks(betas, x, y, z)
             return _read_slices(betas, x, y, z)
         except OSError as error:
-            msg = f"beta file cannot be read to its end: {source} ({error}); {_TODO}"
+            msg = f"beta file cannot be read to its end: {source} ({error}); {_REMEDY}"
             raise DataInvalid(msg) from error
 
 

@@ -19,7 +19,7 @@ from havir_explorer.records import IntArray
 _FOLDER = Path("nsddata", "experiments", "nsd")
 DESIGN = _FOLDER / "nsd_expdesign.mat"
 STIM_INFO = _FOLDER / "nsd_stim_info_merged.csv"
-_TODO = "download it from the natural-scenes-dataset bucket (nsddata/experiments/nsd)"
+_REMEDY = "download it from the natural-scenes-dataset bucket (nsddata/experiments/nsd)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ def read_design(root: Path) -> Design:
     DataMissing, DataInvalid
         Absent; unreadable, without one of its arrays, or with numbers that point nowhere.
     """
-    file = files.require(root / DESIGN, "experiment design", _TODO)
+    file = files.require(root / DESIGN, "experiment design", _REMEDY)
     try:
         content = loadmat(file, variable_names=("masterordering", "subjectim", "sharedix"))
         ordering, images, shared = (np.asarray(content[k]).astype(np.int64) - 1 for k in ("masterordering", "subjectim", "sharedix"))
@@ -79,7 +79,7 @@ def read_coco_ids(root: Path) -> pd.Series:
     ------
     DataMissing, DataInvalid
     """
-    file = files.require(root / STIM_INFO, "stimulus information", _TODO)
+    file = files.require(root / STIM_INFO, "stimulus information", _REMEDY)
     try:
         table = pd.read_csv(file, usecols=["nsdId", "cocoId"], dtype=np.int64)
     except (ValueError, OSError) as error:  # includes pandas' own parser errors
