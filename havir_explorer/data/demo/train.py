@@ -1,6 +1,7 @@
 """Train the teaching world's Versatile Diffusion: ``python -m havir_explorer.data.demo.train``.
 
-Stages in order: ``scenes`` (draw the pool), ``vae``, ``clip``, ``encode``, ``flows``, ``export``. Each is resumable; ``--work`` keeps the checkpoints.
+Stages in order: ``vae``, ``clip``, ``flows``, ``export``, each a command of its own with ``--work`` for its checkpoints; the first three take
+``--steps`` and resume. The pool of scenes is drawn, and encoded, when a stage first needs it.
 """
 
 from __future__ import annotations
@@ -174,6 +175,8 @@ def main() -> None:
     parser.add_argument("--shipped", action="store_true", help="flows: begin with the shipped weights (and the shipped autoencoder and CLIP)")
     parser.add_argument("--out", type=Path, default=None, help="export: where to write the checkpoint")
     asked = parser.parse_args()
+    if asked.stage != "export" and asked.steps < 1:
+        parser.error(f"the stage {asked.stage} needs --steps, the optimiser steps in all; got {asked.steps}")
     torch.set_num_threads(asked.threads)
     schedule = loops.Schedule(asked.steps, asked.batch, asked.rate)
     work: Path = asked.work
