@@ -79,3 +79,26 @@ def tree(demo, tmp_path, monkeypatch) -> Path:
 def chromium() -> str | None:
     """The system's Chromium, or None: Playwright then starts its own."""
     return next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory):
+    """A small hand-written tree in NSD's layout; never damaged."""
+    from small_nsd import write_tree
+
+    return write_tree(tmp_path_factory.mktemp("nsd"))
+
+
+@pytest.fixture
+def damaged(pristine, tmp_path):
+    """A copy of the small tree to break."""
+    from small_nsd import Tree
+
+    shutil.copytree(pristine.root, tmp_path / "tree")
+    return Tree(tmp_path / "tree", pristine.raw, pristine.nsd_ids)
+
+
+@pytest.fixture
+def nsd(pristine, tmp_path):
+    """The small tree, read with a cache of the test's own."""
+    return pristine.nsd(tmp_path / "cache")

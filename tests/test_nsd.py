@@ -22,7 +22,6 @@ from small_nsd import (
     N_TRIALS,
     VISUAL,
     Tree,
-    write_tree,
 )
 
 from havir_explorer.data import WORLD, betas, open_dataset, regions, surface
@@ -30,23 +29,6 @@ from havir_explorer.data.dataset import Geometry
 from havir_explorer.data.demo import write
 from havir_explorer.data.nsd import CONVENTION, NSD
 from havir_explorer.errors import DataMissing, MaskError, RequestError
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    return write_tree(tmp_path_factory.mktemp("nsd"))
-
-
-@pytest.fixture
-def damaged(pristine: Tree, tmp_path: Path) -> Tree:
-    """A copy to break."""
-    shutil.copytree(pristine.root, tmp_path / "tree")
-    return Tree(tmp_path / "tree", pristine.raw, pristine.nsd_ids)
-
-
-@pytest.fixture
-def nsd(pristine: Tree, tmp_path: Path) -> NSD:
-    return pristine.nsd(tmp_path / "cache")
 
 
 def _expected(tree: Tree, geometry: Geometry) -> np.ndarray:

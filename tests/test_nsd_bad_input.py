@@ -24,28 +24,10 @@ from small_nsd import (
     TRANSFORMS,
     Tree,
     save_nifti,
-    write_tree,
 )
 
 from havir_explorer.data.nsd import NSD
 from havir_explorer.errors import DataInvalid, DataMissing, OutputError, RequestError
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    return write_tree(tmp_path_factory.mktemp("nsd"))
-
-
-@pytest.fixture
-def damaged(pristine: Tree, tmp_path: Path) -> Tree:
-    """A copy to break."""
-    shutil.copytree(pristine.root, tmp_path / "tree")
-    return Tree(tmp_path / "tree", pristine.raw, pristine.nsd_ids)
-
-
-@pytest.fixture
-def nsd(pristine: Tree, tmp_path: Path) -> NSD:
-    return pristine.nsd(tmp_path / "cache")
 
 
 def test_a_folder_that_is_no_nsd_tree(tmp_path: Path) -> None:
