@@ -19,6 +19,7 @@ from havir_explorer.records import Branch, Request
 if TYPE_CHECKING:
     from havir_explorer.data.dataset import Dataset
     from havir_explorer.decode.havir import Havir
+    from havir_explorer.measure import Tower
     from havir_explorer.records import Reconstruction, Step
 
 app = typer.Typer(
@@ -187,22 +188,44 @@ def evaluate(
     seed: Annotated[int, typer.Option("--seed", help="Of every picture's noise.")] = 0,
     generator: GeneratorOption = None,
     decoder: DecoderOption = None,
+    clip: Annotated[str, typer.Option("--clip", help="OpenCLIP model for the CLIP scores, e.g. ViT-L-14; the generator's own tower when left out.")] = "",
+    clip_weights: Annotated[str, typer.Option("--clip-weights", help="Its checkpoint file, or one of its tags, e.g. openai.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Score reconstructions of the shared test images, and of the controls that show what the brain added."""
     from havir_explorer import evaluate as scoring
 
-    chosen = names(conditions) or tuple(scoring.ALL)
+    tower = _tower(clip, clip_weights)
     with progress_bar(f"evaluating {subject}") as show:
         found = scoring.evaluate(
-            dataset, subject, conditions=chosen, limit=limit, seed=seed, progress=show, generator=generator or _D.generator, decoder=decoder or _D.decoder
+            dataset,
+            subject,
+            conditions=names(conditions) or scoring.ALL,
+            limit=limit,
+            seed=seed,
+            progress=show,
+            generator=generator or _D.generator,
+            decoder=decoder or _D.decoder,
+            clip=tower,
         )
     if as_json:
         emit(found.as_dict())
     else:
         scores = found.as_table()
         rows = [(str(name), *(str(cell) for cell in row)) for name, row in zip(scores.index, scores.to_numpy(), strict=True)]
-        table(f"{subject}, {found.n_images} test images, mean [95 % interval]", ("condition", *scores.columns), rows)
+        table(f"{subject}, {found.n_images} test images, mean [95 % interval]; CLIP: {found.tower}", ("condition", *scores.columns), rows)
+
+
+def _tower(model: str, weights: str) -> Tower | None:
+    """The feature network asked for; None is the generator's own."""
+    if bool(model) != bool(weights):
+        msg = f"--clip and --clip-weights go together: the model and its checkpoint; got {model or 'no model'} and {weights or 'no checkpoint'}"
+        raise RequestError(msg)
+    if not model:
+        return None
+    from havir_explorer.measure import open_clip_tower
+
+    return open_clip_tower(model, weights)
 
 
 @app.command()

@@ -115,6 +115,8 @@ class Evaluation:
     settings : Settings
     rows : DataFrame
         One row a condition and image: ``condition``, ``nsd_id``, ``trial``, ``seed``, and one column a metric.
+    tower : str
+        The feature network of the CLIP scores, in words.
     """
 
     dataset: str
@@ -122,6 +124,7 @@ class Evaluation:
     synthetic: bool
     settings: Settings
     rows: pd.DataFrame
+    tower: str = measure.OWN_TOWER
 
     @property
     def n_images(self) -> int:
@@ -130,7 +133,8 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, object]:
         """Return means and bootstrap intervals in the shape the command line prints as JSON."""
-        metrics = {m.name: {"chance": m.chance, "higher_is_better": m.higher_is_better, "protocol": m.protocol} for m in measure.METRICS.values()}
+        meant = measure.metrics(self.tower).values()
+        metrics = {m.name: {"chance": m.chance, "higher_is_better": m.higher_is_better, "protocol": m.protocol} for m in meant}
         conditions = {
             name: {metric: {"mean": mean, "ci95": [low, high]} for metric, (mean, low, high) in found.items()} for name, found in self._intervals().items()
         }
@@ -159,6 +163,7 @@ def evaluate(
     progress: Progress | None = None,
     generator: str = "demo",
     decoder: str = "",
+    clip: measure.Tower | None = None,
 ) -> Evaluation:
     """Redraw and score the shared test images of a subject.
 
@@ -176,6 +181,8 @@ def evaluate(
         Its seed is ignored.
     progress : callable, optional
         Called with the share done in [0, 1] and a line of text; raising stops the evaluation.
+    clip : Tower, optional
+        Another feature network for the CLIP scores, e.g. :func:`~havir_explorer.measure.open_clip_tower`; the generator's own when left out.
 
     Returns
     -------
@@ -189,18 +196,19 @@ def evaluate(
     chosen = [_condition(name) for name in conditions]
     request = Request(dataset=dataset, subject=subject, generator=generator, decoder=decoder)
     data, havir, versatile = pipeline.models(request)
+    tower = clip or measure.Tower(measure.OWN_TOWER, versatile.image_features)
 
     class _Versatile:
         def draw(self, decoded: Decoded, each: Sequence[Settings]) -> UInt8Array:
             return versatile.decode_latents(sampler.generate(versatile, decoded, each).latents)
 
         def features(self, pictures: UInt8Array) -> FloatArray:
-            return versatile.image_features(pictures)
+            return tower.features(pictures)
 
     tested = collect(data, subject, limit, versatile.side)
     base = dataclasses.replace(settings or Settings(), seed=seed)
     rows = score_conditions(tested, havir, _Versatile(), chosen, base, progress=progress)
-    return Evaluation(data.name, subject, data.synthetic, base, rows)
+    return Evaluation(data.name, subject, data.synthetic, base, rows, tower.name)
 
 
 def collect(dataset: Dataset, subject: str, limit: int, side: int) -> TestSet:

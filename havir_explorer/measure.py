@@ -22,6 +22,23 @@ from havir_explorer.records import FloatArray, Score, UInt8Array
 Features = Callable[[UInt8Array], FloatArray]
 """Pictures, uint8 (n, H, W, 3), to one feature vector each, float32 (n, D)."""
 
+
+@dataclass(frozen=True)
+class Tower:
+    """A feature network and what to call it.
+
+    Parameters
+    ----------
+    name : str
+        In words, as scores are labelled.
+    features : callable
+        See :data:`Features`.
+    """
+
+    name: str
+    features: Features
+
+
 SMALL = 128
 """Pictures up to this side are compared at their own size; larger ones as the field does, at 256 and then 425 pixels."""
 
@@ -45,17 +62,23 @@ class Metric:
     protocol: str
 
 
+OWN_TOWER = "the generator's own CLIP image tower"
 _PIXELS = f"at the pictures' own size up to {SMALL} px; larger ones resized to 256, then 425 px, bilinear without antialias"
-_TOWER = "pooled features of the generator's own CLIP image tower"
-METRICS: dict[str, Metric] = {
-    m.name: m
-    for m in (
+
+
+def metrics(tower: str = OWN_TOWER) -> dict[str, Metric]:
+    """Return what every score means when ``tower`` is the feature network of the CLIP scores, by name."""
+    pooled = f"pooled features of {tower}"
+    each = (
         Metric("PixCorr", None, True, f"Pearson r over all RGB values, {_PIXELS}"),
         Metric("SSIM", None, True, f"SSIM of grey pictures, Gaussian window of sigma 1.5, no sample covariance, data range 1, {_PIXELS}"),
-        Metric("CLIP", 0.5, True, f"two-way identification against the other test stimuli, Pearson r of {_TOWER}, ties are misses"),
-        Metric("CLIP-cos", None, True, f"cosine of {_TOWER}"),
+        Metric("CLIP", 0.5, True, f"two-way identification against the other test stimuli, Pearson r of {pooled}, ties are misses"),
+        Metric("CLIP-cos", None, True, f"cosine of {pooled}"),
     )
-}
+    return {metric.name: metric for metric in each}
+
+
+METRICS = metrics()
 """Every score, by name."""
 
 
@@ -207,8 +230,8 @@ def score(
     )
 
 
-def open_clip_features(model: str, pretrained: str | Path, *, device: str = "cpu") -> Features:
-    """Return an OpenCLIP image tower as a feature network.
+def open_clip_tower(model: str, pretrained: str | Path, *, device: str = "cpu") -> Tower:
+    """Return an OpenCLIP image tower as the feature network of the CLIP scores.
 
     Parameters
     ----------
@@ -220,8 +243,8 @@ def open_clip_features(model: str, pretrained: str | Path, *, device: str = "cpu
 
     Returns
     -------
-    callable
-        uint8 (n, H, W, 3) to float32 (n, D): final embeddings, pictures resized bilinearly and normalised as the checkpoint asks.
+    Tower
+        Final embeddings; pictures are resized bilinearly and normalised as the checkpoint asks.
 
     Raises
     ------
@@ -257,7 +280,7 @@ def open_clip_features(model: str, pretrained: str | Path, *, device: str = "cpu
         found: FloatArray = network.encode_image((resized - mean) / std).float().cpu().numpy()
         return found
 
-    return embed
+    return Tower(f"OpenCLIP {model} ({Path(pretrained).name})", embed)
 
 
 def _standard(pictures: UInt8Array, stimuli: UInt8Array) -> tuple[FloatArray, FloatArray]:

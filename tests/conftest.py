@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -102,3 +103,20 @@ def damaged(pristine, tmp_path):
 def nsd(pristine, tmp_path):
     """The small tree, read with a cache of the test's own."""
     return pristine.nsd(tmp_path / "cache")
+
+
+@pytest.fixture
+def tiny_tower(tmp_path) -> Path:
+    """A checkpoint of OpenCLIP's model ``tiny-tower``, which this makes known."""
+    import open_clip
+    import torch
+
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
+        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+    }
+    (tmp_path / "tiny-tower.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-tower.json")
+    torch.save(open_clip.create_model("tiny-tower", pretrained=None).state_dict(), tmp_path / "tiny.pt")
+    return tmp_path / "tiny.pt"

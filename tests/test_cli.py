@@ -147,6 +147,19 @@ def test_evaluate_prints_the_agreed_shape(told, cache):
         assert all(len(score["ci95"]) == 2 and score["ci95"][0] <= score["mean"] <= score["ci95"][1] for score in metrics.values())
 
 
+def test_evaluate_scores_with_another_clip(told, cache, tiny_tower):
+    own = told("evaluate", "--limit", 4, "--conditions", "full")
+    other = told("evaluate", "--limit", 4, "--conditions", "full", "--clip", "tiny-tower", "--clip-weights", tiny_tower)
+    assert "OpenCLIP tiny-tower (tiny.pt)" in other["metrics"]["CLIP"]["protocol"]
+    assert other["conditions"]["full"]["CLIP-cos"] != own["conditions"]["full"]["CLIP-cos"]
+    assert other["conditions"]["full"]["SSIM"] == own["conditions"]["full"]["SSIM"]
+
+
+def test_evaluate_wants_a_clip_and_its_weights(capsys):
+    assert command(["evaluate", "--clip", "ViT-L-14"]) == 2
+    assert "--clip and --clip-weights go together" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("branch", ["structural", "semantic"])
 def test_map_draws_the_cortex_and_its_table(told, cache, tmp_path, branch):

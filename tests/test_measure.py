@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,6 @@ from skimage.metrics import structural_similarity
 from havir_explorer import measure
 from havir_explorer.errors import RequestError, WeightsInvalid, WeightsMissing
 from havir_explorer.records import FloatArray, UInt8Array
-
-TINY = {
-    "embed_dim": 8,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
-    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
-}
 
 
 @pytest.fixture
@@ -134,23 +127,10 @@ def test_score_needs_other_stimuli(stimuli: UInt8Array) -> None:
 # OpenCLIP
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    open_clip.add_model_config(_config(tmp_path / "tiny-tower.json", TINY))
-    model = open_clip.create_model("tiny-tower", pretrained=None)
-    torch.save(model.state_dict(), tmp_path / "tiny.pt")
-    return tmp_path / "tiny.pt"
-
-
-def _config(file: Path, config: dict[str, object]) -> Path:
-    file.write_text(json.dumps(config))
-    return file
-
-
-def test_open_clip_features_are_the_towers_embeddings(checkpoint: Path, pictures: UInt8Array) -> None:
+def test_open_clip_features_are_the_towers_embeddings(tiny_tower: Path, pictures: UInt8Array) -> None:
     square = pictures[:, :, :24].repeat(2, axis=1).repeat(2, axis=2)[:, :32, :32]
-    found = measure.open_clip_features("tiny-tower", checkpoint)(square)
-    tower = open_clip.create_model("tiny-tower", pretrained=str(checkpoint)).eval()
+    found = measure.open_clip_tower("tiny-tower", tiny_tower).features(square)
+    tower = open_clip.create_model("tiny-tower", pretrained=str(tiny_tower)).eval()
     mean, std = (torch.tensor(v)[:, None, None] for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     with torch.no_grad():
         expected = tower.encode_image((torch.from_numpy(square.copy()).permute(0, 3, 1, 2) / 255 - mean) / std)
@@ -158,17 +138,21 @@ def test_open_clip_features_are_the_towers_embeddings(checkpoint: Path, pictures
     assert np.allclose(found, expected.numpy(), atol=1e-5)
 
 
-def test_open_clip_features_resize_to_the_towers_side(checkpoint: Path, pictures: UInt8Array) -> None:
-    features = measure.open_clip_features("tiny-tower", checkpoint)
+def test_open_clip_features_resize_to_the_towers_side(tiny_tower: Path, pictures: UInt8Array) -> None:
+    features = measure.open_clip_tower("tiny-tower", tiny_tower).features
     flat = np.full((1, 32, 32, 3), 90, np.uint8)
     assert np.allclose(features(np.full((1, 64, 64, 3), 90, np.uint8)), features(flat), atol=1e-5)
 
 
-def test_open_clip_says_what_is_wrong(checkpoint: Path, tmp_path: Path) -> None:
+def test_open_clip_says_what_is_wrong(tiny_tower: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="knows no model 'no-such-tower'"):
-        measure.open_clip_features("no-such-tower", checkpoint)
+        measure.open_clip_tower("no-such-tower", tiny_tower)
     with pytest.raises(WeightsMissing, match="neither a checkpoint file nor a pretrained tag"):
-        measure.open_clip_features("tiny-tower", tmp_path / "absent.pt")
+        measure.open_clip_tower("tiny-tower", tmp_path / "absent.pt")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(WeightsInvalid, match="does not fit tiny-tower"):
-        measure.open_clip_features("tiny-tower", tmp_path / "other.pt")
+        measure.open_clip_tower("tiny-tower", tmp_path / "other.pt")
+
+
+def test_an_open_clip_tower_is_named_with_its_checkpoint(tiny_tower: Path) -> None:
+    assert measure.open_clip_tower("tiny-tower", tiny_tower).name == f"OpenCLIP tiny-tower ({tiny_tower.name})"
