@@ -9,7 +9,9 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from test_diffuse import SCHEDULER, UNET
 
 from havir_explorer.data.demo import record, scenes
+from havir_explorer.data.demo import train as script
 from havir_explorer.diffuse import train as loops
+from havir_explorer.diffuse import weights
 from havir_explorer.diffuse.versatile import VersatileUNet
 
 
@@ -74,10 +76,24 @@ def test_both_flows_learn(tmp_path):
 
 def test_the_record_keeps_earlier_runs_and_renews_its_own(tmp_path):
     log = tmp_path / "log.jsonl"
-    lines = [{"began": "b", "step": step, "loss": 1.0, "seconds": seconds} for step, seconds in ((200, 10.0), (400, 20.0), (600, 9.0))]
+    how = {"began": "b", "device": "a CPU", "batch": 4, "loss": 1.0}
+    lines = [{**how, "step": step, "seconds": seconds} for step, seconds in ((200, 10.0), (400, 20.0), (600, 9.0))]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     earlier = [{"began": "a", "steps": 5}, {"began": "b", "steps": 200}]
     runs = record._runs(earlier, log)
     assert [r["began"] for r in runs] == ["a", "b"]
-    assert (runs[1]["steps"], runs[1]["wall_seconds"], runs[1]["resumed"]) == (600, 29, 1)
+    assert (runs[1]["steps"], runs[1]["wall_seconds"], runs[1]["resumed"], runs[1]["device"]) == (600, 29, 1, "a CPU")
     assert record._runs(earlier, tmp_path / "none.jsonl") == earlier
+
+
+@pytest.mark.slow
+def test_one_command_trains_every_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "POOL", 300)
+    monkeypatch.setattr(record, "SHEET", 8)
+    out = tmp_path / "weights"
+    monkeypatch.setattr("sys.argv", ["train", "--work", str(tmp_path / "work"), "--out", str(out), "--steps", "2", "--batch", "4", "--device", "cpu"])
+    with torch.random.fork_rng():
+        script.main()
+    written = json.loads((out / "record.json").read_text())
+    assert {stage: [run["steps"] for run in runs] for stage, runs in written["stages"].items()} == {"vae": [2], "clip": [2], "flows": [2]}
+    assert weights.load(out).latent_shape == weights.load().latent_shape

@@ -7,6 +7,7 @@ with projections on every token, and one UNet whose transformer blocks exist twi
 from __future__ import annotations
 
 import json
+import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -72,12 +73,13 @@ def fit(modules: dict[str, nn.Module], loss: Loss, schedule: Schedule, folder: P
     averages = {name: {k: v.clone() for k, v in modules[name].state_dict().items()} for name in averaged}
     state_file, first = folder / "state.pt", 0
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        state = torch.load(state_file, weights_only=True, map_location=parameters[0].device)
         for name, module in modules.items():
             module.load_state_dict(state["modules"][name])
         averages, first = state["averages"], state["step"]
         optimiser.load_state_dict(state["optimiser"])
-    running, started, began = 0.0, time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    running, started = 0.0, time.perf_counter()
+    how = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "device": _named(parameters[0].device), "batch": schedule.batch}
     for step in range(first, schedule.steps):
         for group in optimiser.param_groups:
             group["lr"] = schedule.learning_rate * _rate(step, schedule.steps)
@@ -95,13 +97,17 @@ def fit(modules: dict[str, nn.Module], loss: Loss, schedule: Schedule, folder: P
             state = {"modules": {n: m.state_dict() for n, m in modules.items()}, "averages": averages, "optimiser": optimiser.state_dict(), "step": step + 1}
             torch.save(state, state_file.with_suffix(".tmp"))
             state_file.with_suffix(".tmp").replace(state_file)
-            line = {"began": began, "step": step + 1, "loss": round(running / ((step % every) + 1), 5), "seconds": round(time.perf_counter() - started, 1)}
+            line = {**how, "step": step + 1, "loss": round(running / ((step % every) + 1), 5), "seconds": round(time.perf_counter() - started, 1)}
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             print(json.dumps({"stage": folder.name, **line}), flush=True)
             running = 0.0
     for name, average in averages.items():
         modules[name].load_state_dict(average)
+
+
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _rate(step: int, steps: int) -> float:
@@ -118,9 +124,9 @@ def autoencoder_loss(vae: AutoencoderKL, pictures: UInt8Array, batch: int) -> Lo
     """Return the loss of the autoencoder: L1 + MSE + L1 between picture gradients + 1e-5 KL (per latent value)."""
 
     def loss(rng: torch.Generator) -> Tensor:
-        seen = to_unit(pictures[torch.randint(len(pictures), (batch,), generator=rng).numpy()])
+        seen = to_unit(pictures[torch.randint(len(pictures), (batch,), generator=rng).numpy()]).to(vae.device)
         posterior = vae.encode(seen).latent_dist
-        redrawn = vae.decode(posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=rng)).sample
+        redrawn = vae.decode(posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=rng).to(vae.device)).sample
         edges = sum((torch.diff(redrawn, dim=d) - torch.diff(seen, dim=d)).abs().mean() for d in (2, 3))
         return F.l1_loss(redrawn, seen) + F.mse_loss(redrawn, seen) + edges + 1e-5 * posterior.kl().mean() / posterior.mean[0].numel()
 
@@ -141,10 +147,10 @@ def contrastive_loss(
     def loss(rng: torch.Generator) -> Tensor:
         rows = torch.randint(len(pictures), (batch,), generator=rng).numpy()
         which = torch.randint(tokens.shape[1], (batch,), generator=rng).numpy()
-        image = F.normalize(vision(pixel_values=pixels(pictures[rows])).image_embeds, dim=-1)
-        caption = F.normalize(text(input_ids=torch.from_numpy(tokens[rows, which]).long()).text_embeds, dim=-1)
+        image = F.normalize(vision(pixel_values=pixels(pictures[rows]).to(scale.device)).image_embeds, dim=-1)
+        caption = F.normalize(text(input_ids=torch.from_numpy(tokens[rows, which]).long().to(scale.device)).text_embeds, dim=-1)
         logits = scale.exp().clamp(max=100.0) * image @ caption.T
-        target = torch.arange(batch)
+        target = torch.arange(batch, device=scale.device)
         return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
     return loss
@@ -176,7 +182,13 @@ class FlowData:
     empty_text: Tensor
 
 
-def flow_loss(scheduler: DDIMScheduler, data: FlowData, batch: int, forward: Callable[[Tensor, Tensor, Conditions], Tensor]) -> Loss:
+def flow_loss(
+    scheduler: DDIMScheduler,
+    data: FlowData,
+    batch: int,
+    forward: Callable[[Tensor, Tensor, Conditions], Tensor],
+    device: str | torch.device = "cpu",
+) -> Loss:
     """Return the noise-prediction loss: one flow a step, the condition dropped in a tenth of the rows, min-SNR weights (Hang et al. 2023, gamma 5)."""
     alphas = scheduler.alphas_cumprod
 
@@ -189,15 +201,15 @@ def flow_loss(scheduler: DDIMScheduler, data: FlowData, batch: int, forward: Cal
             context, empty = data.text_embeds[data.captions[rows, which]].float(), data.empty_text
         else:
             context, empty = data.image_embeds[rows].float(), data.empty_image
-        context = torch.where(dropped, empty, context)
         times = torch.randint(len(alphas), (batch,), generator=rng)
         clean = data.latents[rows].float()
         noise = torch.randn(clean.shape, generator=rng)
         noisy = scheduler.add_noise(clean, noise, times)
-        predicted = forward(noisy, times, Conditions.single(context, text=by_text))
+        conditions = Conditions.single(torch.where(dropped, empty, context).to(device), text=by_text)
+        predicted = forward(noisy.to(device), times.to(device), conditions)
         signal_to_noise = alphas[times] / (1.0 - alphas[times])
         weight = signal_to_noise.clamp(max=5.0) / signal_to_noise
-        return ((predicted - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
+        return ((predicted - noise.to(device)).square().mean(dim=(1, 2, 3)) * weight.to(device)).mean()
 
     return loss
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -88,7 +86,8 @@ def _runs(before: list[dict[str, object]], log: Path) -> list[dict[str, object]]
     pieces = [a["seconds"] for a, b in zip(lines, [*lines[1:], {"seconds": 0.0}], strict=True) if b["seconds"] <= a["seconds"]]
     run = {
         "began": lines[0].get("began", ""),
-        "device": f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "device": lines[0]["device"],
+        "batch": lines[0]["batch"],
         "torch": torch.__version__,
         "steps": lines[-1]["step"],
         "wall_seconds": round(sum(pieces)),

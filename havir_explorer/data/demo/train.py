@@ -1,13 +1,14 @@
 """Train the teaching world's Versatile Diffusion: ``python -m havir_explorer.data.demo.train``.
 
-Stages in order: ``vae``, ``clip``, ``flows``, ``export``, each a command of its own with ``--work`` for its checkpoints; the first three take
-``--steps`` and resume. The pool of scenes is drawn, and encoded, when a stage first needs it.
+Without arguments every stage runs in its order: ``vae``, ``clip``, ``flows``, ``export``. Each can also be run alone; the first three resume from
+the checkpoints in ``--work``. The pool of scenes is drawn, and encoded, when a stage first needs it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from havir_explorer.diffuse import train as loops
 from havir_explorer.diffuse import weights
 from havir_explorer.diffuse.model import VersatileDiffusion, fit_preview
 from havir_explorer.diffuse.versatile import VersatileUNet
+from havir_explorer.paths import cache_folder
+
+STAGES = {"vae": loops.Schedule(2_500, 16, 1e-3), "clip": loops.Schedule(3_000, 64, 1e-3), "flows": loops.Schedule(16_000, 32, 1e-3)}
+"""What is trained, in this order, and for how long unless the command line says otherwise."""
 
 FIRST_SCENE = 100_000  # beyond NSD's 73,000, so no subject ever sees a training picture of the generator
 POOL = 30_000
@@ -115,7 +120,7 @@ class _Scale(torch.nn.Module):
 
 
 def _averages(folder: Path, modules: dict[str, torch.nn.Module]) -> int:
-    state = torch.load(folder / "state.pt", weights_only=True)
+    state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
     for name, module in modules.items():
         module.load_state_dict(state["averages"][name])
         module.eval().requires_grad_(requires_grad=False)
@@ -162,47 +167,71 @@ def _encode(work: Path, captions: list[tuple[str, ...]]) -> loops.FlowData:
     return loops.FlowData(latents, images, texts, rows.long(), model.empty_image, model.empty_text)
 
 
+def train_vae(work: Path, schedule: loops.Schedule, asked: argparse.Namespace) -> None:
+    """Fit the autoencoder to the pool."""
+    pictures, _ = _pool(work)
+    torch.manual_seed(0)
+    vae = AutoencoderKL.from_config(VAE).to(asked.device)
+    loops.fit({"vae": vae}, loops.autoencoder_loss(vae, pictures, schedule.batch), schedule, work / "vae", averaged=("vae",))
+
+
+def train_clip(work: Path, schedule: loops.Schedule, asked: argparse.Namespace) -> None:
+    """Learn the tokenizer from the captions and fit both towers to the pool."""
+    pictures, captions = _pool(work)
+    tokenizer = _tokenizer(captions)
+    tokenizer.save_pretrained(work / "tokenizer")
+    vision, text = (tower.to(asked.device) for tower in _towers(tokenizer))
+    scale = _Scale().to(asked.device)
+    loss = loops.contrastive_loss(vision, text, _pixels, pictures, _tokens(tokenizer, captions), schedule.batch, scale.log)
+    loops.fit({"vision": vision, "text": text, "scale": scale}, loss, schedule, work / "clip", averaged=("vision", "text"))
+
+
+def train_flows(work: Path, schedule: loops.Schedule, asked: argparse.Namespace) -> None:
+    """Fit the denoiser's two flows to the encoded pool; the autoencoder and the towers stay as they are."""
+    data = _encode(work, _pool(work)[1])
+    torch.manual_seed(0)
+    unet = (weights.load().unet.requires_grad_().train() if asked.shipped else VersatileUNet(UNET)).to(asked.device)
+    forward = torch.compile(unet) if asked.compile else unet
+    loss = loops.flow_loss(DDIMScheduler(**SCHEDULER), data, schedule.batch, forward, asked.device)
+    loops.fit({"unet": unet}, loss, schedule, work / "flows", averaged=("unet",))
+
+
+def export(work: Path, folder: Path) -> None:
+    """Write the checkpoint with its record and contact sheet."""
+    weights.save(_model(work), folder)
+    record.write(weights.load(folder), work, folder)
+
+
+TRAINERS: dict[str, Callable[[Path, loops.Schedule, argparse.Namespace], None]] = {"vae": train_vae, "clip": train_clip, "flows": train_flows}
+
+
+def _schedule(stage: str, asked: argparse.Namespace) -> loops.Schedule:
+    given = {"steps": asked.steps, "batch": asked.batch, "learning_rate": asked.rate}
+    return replace(STAGES[stage], **{name: value for name, value in given.items() if value is not None})
+
+
 def main() -> None:
-    """Run one stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("vae", "clip", "flows", "export"))
-    parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoints")
-    parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--threads", type=int, default=2)
+    """Run one stage, or all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES, "export"))
+    parser.add_argument("--work", type=Path, default=cache_folder() / "demo-training", help="folder of the checkpoints [%(default)s]")
+    parser.add_argument("--steps", type=int, help="optimiser steps in all; each stage has its own default")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--rate", type=float, help="peak learning rate")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU [%(default)s]")
     parser.add_argument("--compile", action="store_true", help="compile the denoiser (a third faster on a CPU)")
     parser.add_argument("--shipped", action="store_true", help="flows: begin with the shipped weights (and the shipped autoencoder and CLIP)")
-    parser.add_argument("--out", type=Path, default=None, help="export: where to write the checkpoint")
+    parser.add_argument("--out", type=Path, default=weights.demo_folder(), help="export: where to write the checkpoint [%(default)s]")
     asked = parser.parse_args()
-    if asked.stage != "export" and asked.steps < 1:
-        parser.error(f"the stage {asked.stage} needs --steps, the optimiser steps in all; got {asked.steps}")
+    if asked.steps is not None and asked.steps < 1:
+        parser.error(f"--steps must be 1 or more; got {asked.steps}")
     torch.set_num_threads(asked.threads)
-    schedule = loops.Schedule(asked.steps, asked.batch, asked.rate)
-    work: Path = asked.work
-    pictures, captions = _pool(work)
-    if asked.stage == "vae":
-        torch.manual_seed(0)
-        vae = AutoencoderKL.from_config(VAE)
-        loops.fit({"vae": vae}, loops.autoencoder_loss(vae, pictures, asked.batch), schedule, work / "vae", averaged=("vae",))
-    if asked.stage == "clip":
-        tokenizer = _tokenizer(captions)
-        tokenizer.save_pretrained(work / "tokenizer")
-        vision, text = _towers(tokenizer)
-        scale = _Scale()
-        loss = loops.contrastive_loss(vision, text, _pixels, pictures, _tokens(tokenizer, captions), asked.batch, scale.log)
-        loops.fit({"vision": vision, "text": text, "scale": scale}, loss, schedule, work / "clip", averaged=("vision", "text"))
-    if asked.stage == "flows":
-        data = _encode(work, captions)
-        torch.manual_seed(0)
-        unet = weights.load().unet.requires_grad_().train() if asked.shipped else VersatileUNet(UNET)
-        forward = torch.compile(unet) if asked.compile else unet
-        loss = loops.flow_loss(DDIMScheduler(**SCHEDULER), data, asked.batch, forward)
-        loops.fit({"unet": unet}, loss, schedule, work / "flows", averaged=("unet",))
-    if asked.stage == "export":
-        model, folder = _model(work), asked.out or weights.demo_folder()
-        weights.save(model, folder)
-        record.write(weights.load(folder), work, folder)
+    for stage in STAGES if asked.stage == "all" else (asked.stage,):
+        if stage in TRAINERS:
+            TRAINERS[stage](asked.work, _schedule(stage, asked), asked)
+    if asked.stage in ("all", "export"):
+        export(asked.work, asked.out)
 
 
 if __name__ == "__main__":
