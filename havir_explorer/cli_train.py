@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from havir_explorer.decode.run import Options
 from havir_explorer.decode.targets import CaptionTarget
 from havir_explorer.decode.train import STEPS, fit
 from havir_explorer.diffuse import weights
+from havir_explorer.diffuse.fingerprint import fingerprint
 from havir_explorer.errors import OutputError, RequestError, nearest
 
 
@@ -68,7 +70,7 @@ def train(
     seen = np.unique(trials.loc[~trials["shared"], "nsd_id"].to_numpy(dtype=np.int64))
     text: CaptionTarget = captions or ("first" if tree.synthetic else "mean")
     with progress_bar("encoding stimuli") as show:
-        wanted = targets.build(tree, seen, encoder, captions=text, progress=show)
+        wanted = replace(targets.build(tree, seen, encoder, captions=text, progress=show), generator=fingerprint(encoder))
     options = Options(caption_target=text)
     with progress_bar("training") as show:
         model = fit(tree, subject, wanted, folder, steps=STEPS if steps is None else steps, seed=seed, progress=show, resume=resume, options=options)

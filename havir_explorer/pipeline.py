@@ -17,6 +17,7 @@ from havir_explorer.data import open_dataset
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.decode.havir import Havir
 from havir_explorer.diffuse import weights
+from havir_explorer.diffuse.fingerprint import fingerprint
 from havir_explorer.diffuse.model import VersatileDiffusion, resized, to_uint8
 from havir_explorer.diffuse.sampler import generate
 from havir_explorer.errors import WeightsMissing
@@ -84,7 +85,9 @@ def models(request: Request) -> tuple[Dataset, Havir, VersatileDiffusion]:
     with _LOADING:
         decoder = _decoder(Path(request.decoder) if request.decoder else decoder_folder(dataset, request.subject))
         decoder.manifest.check(dataset, request.subject)
-        return dataset, decoder, _generator(request.generator)
+        generator = _generator(request.generator)
+        decoder.manifest.check_generator(fingerprint(generator), request.generator)
+        return dataset, decoder, generator
 
 
 def decoder_folder(dataset: Dataset, subject: str) -> Path:

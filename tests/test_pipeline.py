@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from havir_explorer import masks, pipeline
+from havir_explorer.diffuse import weights
 from havir_explorer.errors import Cancelled, RequestError, WeightsInvalid, WeightsMissing
 from havir_explorer.records import Mask, Request, Settings
 
@@ -83,3 +84,27 @@ def test_what_does_not_exist_is_said(request_, tmp_path):
         pipeline.run(replace(request_, subject="subj01", decoder=str(pipeline.decoder_folder(pipeline.open_dataset("demo"), "subj02"))))
     with pytest.raises(RequestError, match="subj09"):
         pipeline.run(Request(subject="subj09"))
+
+
+@pytest.fixture
+def another_generator(tmp_path):
+    """Write the shipped generator with one part's weights scaled, and return its folder."""
+
+    def write(part: str) -> str:
+        model = weights.load()
+        for parameter in getattr(model, part).parameters():
+            parameter.mul_(0.8)
+        weights.save(weights.completed(model), tmp_path / part)
+        return str(tmp_path / part)
+
+    return write
+
+
+def test_a_decoder_refuses_a_generator_with_another_clip(another_generator, request_):
+    with pytest.raises(WeightsInvalid, match="trained for another autoencoder and CLIP"):
+        pipeline.models(replace(request_, generator=another_generator("text_encoder")))
+
+
+def test_a_decoder_drives_a_generator_with_another_denoiser(another_generator, request_):
+    _, _, generator = pipeline.models(replace(request_, generator=another_generator("unet")))
+    assert generator.latent_shape == (4, 16, 16)

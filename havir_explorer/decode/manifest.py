@@ -14,6 +14,8 @@ from havir_explorer.records import BoolArray, IntArray
 
 SPATIAL_FILE = "prf-visualrois"
 _WHOLE = "nsdgeneral"
+SAME = 0.05
+"""Fingerprints this close, each third relative to its length, are of one autoencoder and CLIP."""
 
 
 class _Frozen(BaseModel):
@@ -79,6 +81,8 @@ class Manifest(_Frozen):
     structural, semantic : sizes
     train_nsd_ids : tuple of int
         Every picture the weights or their calibration have seen, in ascending order.
+    generator : tuple of float
+        Fingerprint of the autoencoder and CLIP that made the targets (``diffuse.fingerprint``); empty where it was not known.
     record : Record
     """
 
@@ -98,6 +102,7 @@ class Manifest(_Frozen):
     structural: StructuralSizes
     semantic: SemanticSizes
     train_nsd_ids: tuple[int, ...]
+    generator: tuple[float, ...] = ()
     record: Record
 
     def saw(self, nsd_id: int) -> bool:
@@ -125,6 +130,28 @@ class Manifest(_Frozen):
         if self.convention != dataset.convention:
             msg = f"the decoder of {subject} expects responses {self.convention!r} but {dataset.name} gives {dataset.convention!r}: {again}"
             raise WeightsInvalid(msg)
+
+    def check_generator(self, fingerprint: tuple[float, ...], folder: str) -> None:
+        """Make sure that this decoder speaks to the autoencoder and CLIP it was trained for; the denoiser may be another.
+
+        Raises
+        ------
+        WeightsInvalid
+            The targets came from another autoencoder or CLIP.
+        """
+        if self.generator and not _alike(self.generator, fingerprint):
+            msg = (
+                f"the decoder of {self.subject} was trained for another autoencoder and CLIP than those of the generator {folder}, whose pictures would be "
+                f"noise: name the generator it was trained for, or train one with: havir train --subject {self.subject} --generator {folder}"
+            )
+            raise WeightsInvalid(msg)
+
+
+def _alike(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    if len(one) != len(other):
+        return False
+    parts = (np.reshape(fingerprint, (3, -1)) for fingerprint in (one, other))  # autoencoder, image tower, text tower
+    return all(np.linalg.norm(a - b) <= SAME * np.linalg.norm(a) for a, b in zip(*parts, strict=True))
 
 
 def voxel_hash(flat_index: IntArray) -> str:

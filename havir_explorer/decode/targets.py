@@ -41,12 +41,15 @@ class Targets:
     text_embeds : float32 (n, n_text_tokens, width)
     nsd_ids : int64 (n,)
         Which picture each row belongs to; no id twice.
+    generator : tuple of float
+        Fingerprint of the autoencoder and CLIP they were made with (``diffuse.fingerprint``); empty where it is not known.
     """
 
     latents: FloatArray
     image_embeds: FloatArray
     text_embeds: FloatArray
     nsd_ids: IntArray
+    generator: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.nsd_ids)

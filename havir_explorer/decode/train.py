@@ -87,7 +87,7 @@ def fit(
     rates = (options.structural_rate, options.semantic_rate)
     modules = (havir.structural_generator, havir.semantic_extractor)
     branches = [BranchRun(m, pairs.samples.columns(v), r, options) for m, v, r in zip(modules, (spatial, semantic), rates, strict=True)]
-    run = Run(havir, branches, pairs, options, steps, (draws, noise), f"{seed} {subject} {blank.voxel_hash}")
+    run = Run(havir, branches, pairs, options, steps, (draws, noise), f"{seed} {blank.model_dump_json()}")
     run.loop(folder, resume=resume, progress=progress)
     return _finish(run, folder, seed, began, device)
 
@@ -118,6 +118,7 @@ def _manifest(dataset: Dataset, subject: str, targets: Targets, pairs: Pairs, op
         structural=options.structural,
         semantic=options.semantic,
         train_nsd_ids=tuple(int(n) for n in pairs.samples.nsd_ids),
+        generator=targets.generator,
         record=Record(),
     )
 
