@@ -247,9 +247,10 @@ def train(
     wanted = cli_train.caption_target(captions)
     trained = cli_train.train(dataset, subject, generator or _D.generator, out, captions=wanted, steps=steps, seed=seed, resume=resume)
     if as_json:
-        emit(trained)
+        facts = {"weights": str(trained.weights), "subject": trained.subject, "images": trained.images, "wall_seconds": trained.wall_seconds}
+        emit({**facts, **trained.record.model_dump()})
     else:
-        console().print(f"wrote {trained['weights']}: use it with --decoder {trained['weights']}")
+        console().print(f"wrote {trained.weights}: use it with --decoder {trained.weights}")
 
 
 @app.command("map")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,36 @@ from havir_explorer import paths
 from havir_explorer.cli_show import progress_bar
 from havir_explorer.data import open_dataset
 from havir_explorer.decode import targets
+from havir_explorer.decode.manifest import Record
 from havir_explorer.decode.run import Options
 from havir_explorer.decode.targets import CaptionTarget
 from havir_explorer.decode.train import STEPS, fit
 from havir_explorer.diffuse import weights
 from havir_explorer.diffuse.fingerprint import fingerprint
 from havir_explorer.errors import OutputError, RequestError, nearest
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training.
+
+    Parameters
+    ----------
+    weights : Path
+        Folder of the decoder.
+    subject : str
+    images : int
+        Pictures offered for training.
+    wall_seconds : float
+    record : Record
+        As written beside the weights.
+    """
+
+    weights: Path
+    subject: str
+    images: int
+    wall_seconds: float
+    record: Record
 
 
 def caption_target(asked: str | None) -> CaptionTarget | None:
@@ -46,7 +70,7 @@ def train(
     steps: int | None,
     seed: int,
     resume: bool,
-) -> dict[str, object]:
+) -> Trained:
     """Train one subject's decoder on every image that is not shared, and say what came of it.
 
     The text target is the mean over an image's captions, as in Brain-Diffuser, unless ``captions`` says otherwise; in the teaching world it is
@@ -74,8 +98,7 @@ def train(
     options = Options(caption_target=text)
     with progress_bar("training") as show:
         model = fit(tree, subject, wanted, folder, steps=STEPS if steps is None else steps, seed=seed, progress=show, resume=resume, options=options)
-    seconds = round(time.perf_counter() - started, 1)
-    return {"weights": str(folder), "subject": subject, "images": len(seen), "wall_seconds": seconds, **model.manifest.record.model_dump()}
+    return Trained(folder, subject, len(seen), round(time.perf_counter() - started, 1), model.manifest.record)
 
 
 def _folder(folder: Path) -> Path:

@@ -35,6 +35,8 @@ __all__ = ["WORLD", "Progress", "measured_ncsnr", "write_world"]
 WORLD_VERSION = 1
 Progress = Callable[[float, str], None]
 
+_STALE = 3600.0
+"""Seconds after which a half-written world beside the real one is nobody's any more; a build takes about one minute."""
 _NSD = Path("nsddata/experiments/nsd")
 _BETAS = "betas_fithrf_GLMdenoise_RR"
 
@@ -57,6 +59,7 @@ def write_world(folder: Path, progress: Progress) -> None:
     partial: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         partial.chmod(0o755)
         _write(partial, progress)
@@ -71,6 +74,13 @@ def write_world(folder: Path, progress: Progress) -> None:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     progress(1.0, "The teaching world is ready")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what builds that were killed have left beside ``folder``; one that still runs is younger."""
+    for left in folder.parent.glob(f".{folder.name}-*"):
+        if time.time() - left.stat().st_mtime > _STALE:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _reason(problem: OSError | RuntimeError) -> str | None:
