@@ -9,6 +9,7 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,10 +20,11 @@ from havir_explorer.decode.havir import Havir
 from havir_explorer.diffuse import weights
 from havir_explorer.diffuse.fingerprint import fingerprint
 from havir_explorer.diffuse.model import VersatileDiffusion, resized, to_uint8
-from havir_explorer.diffuse.sampler import generate
+from havir_explorer.diffuse.paint import paint
+from havir_explorer.diffuse.sampler import Drawn, generate
 from havir_explorer.errors import WeightsMissing
 from havir_explorer.paths import cache_folder
-from havir_explorer.records import FloatArray, IntArray, Reconstruction, Request, Step, UInt8Array
+from havir_explorer.records import FloatArray, IntArray, Reconstruction, Request, Score, Step, UInt8Array
 
 OnStep = Callable[[Step], None]
 _LOADING = Lock()  # the app prepares in one thread while its worker runs in another
@@ -48,34 +50,68 @@ def run(request: Request, *, on_step: OnStep | None = None) -> Reconstruction:
     HavirError
         The request names something that does not exist, or data or weights are missing or do not fit.
     """
-    clock = _Clock(on_step or _ignore)
+    clock = Clock(on_step or _ignore)
     with clock.stage("load"):
         responses = measured(open_dataset(request.dataset), request)
         dataset, decoder, generator = models(request)
     with clock.stage("decode"):
-        decoded = decoder.decode(masks.apply(responses, request.mask, dataset.atlas(request.subject), other=_filling(dataset, request)))
-        structure = generator.decode_latents(decoded.latents)[0]
+        decoded = decoder.decode(masked(dataset, request, responses))
+        structure = paint(generator, decoded.latents)[0]
     with clock.stage("diffuse"):
         drawn = generate(generator, decoded, [request.settings], on_step=lambda done, count, clean: clock.step(done, count, generator.preview(clean[0])))
-        picture = generator.decode_latents(drawn.latents)[0] if drawn.steps_run else structure
+        picture = paint(generator, drawn.latents)[0] if drawn.steps_run else structure
     with clock.stage("measure"):
-        nsd_id = int(dataset.trials(request.subject).loc[request.trial, "nsd_id"])
-        stimulus = at_side(dataset.stimuli(np.array([nsd_id])), generator.side)[0]
-        others, features = distractors(dataset, request.subject, generator, nsd_id)
-        scores = measure.score(picture, stimulus, generator.image_features, others, other_features=features)
+        stimulus, scores = scored(dataset, generator, request, picture)
+    return finished(request, dataset, decoder, Pictures(picture, structure, stimulus), scores, tuple(clock.seconds), drawn)
+
+
+class Pictures(NamedTuple):
+    """What was redrawn, its structure and what was seen: uint8 (H, W, 3) each, as in :class:`~havir_explorer.records.Reconstruction`."""
+
+    picture: UInt8Array
+    structure: UInt8Array
+    stimulus: UInt8Array
+
+
+def masked(dataset: Dataset, request: Request, responses: FloatArray) -> FloatArray:
+    """Return the responses, float32 (1, n_voxels), under the request's mask."""
+    return masks.apply(responses, request.mask, dataset.atlas(request.subject), other=_filling(dataset, request))
+
+
+def scored(dataset: Dataset, generator: VersatileDiffusion, request: Request, picture: UInt8Array) -> tuple[UInt8Array, tuple[Score, ...]]:
+    """Return the request's stimulus at the picture's size, and the picture's scores against it."""
+    nsd_id = shown(dataset, request)
+    stimulus = at_side(dataset.stimuli(np.array([nsd_id])), generator.side)[0]
+    others, features = distractors(dataset, request.subject, generator, nsd_id)
+    return stimulus, measure.score(picture, stimulus, generator.image_features, others, other_features=features)
+
+
+def finished(
+    request: Request,
+    dataset: Dataset,
+    decoder: Havir,
+    pictures: Pictures,
+    scores: tuple[Score, ...],
+    seconds: tuple[tuple[str, float], ...],
+    drawn: Drawn,
+) -> Reconstruction:
+    """Return the record of what was done."""
     return Reconstruction(
         request=request,
-        picture=picture,
-        structure=structure,
-        stimulus=stimulus,
+        **pictures._asdict(),
         kind="generated" if drawn.steps_run else "decoded",
         synthetic=dataset.synthetic,
-        trained_on=decoder.manifest.saw(nsd_id),
+        trained_on=decoder.manifest.saw(shown(dataset, request)),
         scores=scores,
-        seconds=tuple(clock.seconds),
+        seconds=seconds,
         steps_run=drawn.steps_run,
         signal=drawn.signal,
     )
+
+
+def shown(dataset: Dataset, request: Request) -> int:
+    """Return the NSD id of the picture that a request's trial showed."""
+    return int(dataset.trials(request.subject).loc[request.trial, "nsd_id"])
 
 
 def models(request: Request) -> tuple[Dataset, Havir, VersatileDiffusion]:
@@ -153,7 +189,7 @@ def _ignore(_step: Step) -> None:
     pass
 
 
-class _Clock:
+class Clock:
     """Announces stages and steps, and keeps the wall time of each stage."""
 
     def __init__(self, on_step: OnStep) -> None:

@@ -7,12 +7,12 @@ import json
 import math
 import operator
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from havir_explorer.errors import MaskError, RequestError
+from havir_explorer.errors import MaskError, RequestError, nearest
 
 UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
@@ -22,6 +22,8 @@ BoolArray = npt.NDArray[np.bool_]
 Branch = Literal["structural", "semantic"]
 Fill = Literal["mean", "trial", "noise"]
 Repeats = Literal["mean", "single"]
+Scheduler = Literal["ddim", "unipc", "dpmsolver++"]
+Convention = Literal["havir", "brain-diffuser", "mindeye"]
 Kind = Literal["measured", "decoded", "generated", "synthetic", "retrieved"]
 
 SCORES_VERSION = 1
@@ -50,6 +52,12 @@ def _real(name: str, value: object, low: float, high: float) -> float:
     return number
 
 
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        msg = f"{name} must be one of {', '.join(known)}; got {value!r}; {nearest(str(value), known, 1)}"
+        raise RequestError(msg)
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a picture is drawn from decoded conditions.
@@ -66,6 +74,14 @@ class Settings:
         Classifier-free guidance scale, 1 (off) to 30.
     mix : float
         Text share in [0, 1] ("text-to-image strength"): 0 image embedding only, 1 text embedding only.
+    scheduler : {'ddim', 'unipc', 'dpmsolver++'}
+        Which of diffusers' solvers takes the steps; DDIM without noise of its own (eta 0).
+    guidance_start, guidance_stop : float
+        Fractions of the N steps in [0, 1]: step i, counted from 0 over the full schedule, is guided when start <= i / N < stop; the others run
+        the conditional prediction alone, at half the cost (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+    convention : {'havir', 'brain-diffuser', 'mindeye'}
+        Whose habits fill in what the numbers leave open: to which time the latents are noised, what stands for "no condition"
+        (:data:`havir_explorer.diffuse.conventions.CONVENTIONS`).
     """
 
     seed: int = 0
@@ -73,12 +89,21 @@ class Settings:
     strength: float = 0.75
     guidance: float = 3.0
     mix: float = 0.4
+    scheduler: Scheduler = "ddim"
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    convention: Convention = "havir"
 
     def __post_init__(self) -> None:
         for name, low, high in (("seed", 0, 2**32 - 1), ("steps", 1, 1000)):
             object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
-        for name, low, high in (("strength", 0, 1), ("guidance", 1, 30), ("mix", 0, 1)):
+        for name, low, high in (("strength", 0, 1), ("guidance", 1, 30), ("mix", 0, 1), ("guidance_start", 0, 1), ("guidance_stop", 0, 1)):
             object.__setattr__(self, name, _real(name, getattr(self, name), low, high))
+        _one_of("scheduler", self.scheduler, get_args(Scheduler))
+        _one_of("convention", self.convention, get_args(Convention))
+        if self.guidance_start > self.guidance_stop:
+            msg = f"guidance_start must not lie after guidance_stop; got {self.guidance_start} and {self.guidance_stop}"
+            raise RequestError(msg)
 
 
 @dataclass(frozen=True)

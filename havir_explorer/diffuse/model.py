@@ -73,7 +73,7 @@ class VersatileDiffusion:
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor | FloatArray, batch: int = 32) -> UInt8Array:
         """Return pictures, uint8 (B, H, W, 3), of scaled latents (B, 4, h, w)."""
-        whole = torch.as_tensor(latents).to(self.device, self.dtype)
+        whole = torch.as_tensor(latents).to(self.device, self.vae.dtype)
         parts = [self.vae.decode(chunk / self.vae.config.scaling_factor).sample for chunk in whole.split(batch)]
         return to_uint8(torch.cat(parts).float() / 2 + 0.5)
 
@@ -115,7 +115,7 @@ class VersatileDiffusion:
         return to_uint8((pixels @ weights[:-1] + weights[-1]).permute(2, 0, 1)[None])[0]
 
     def _unit(self, pictures: UInt8Array) -> Tensor:
-        return (resized(pictures, self.side) * 2 - 1).to(self.device, self.dtype)
+        return (resized(pictures, self.side) * 2 - 1).to(self.device, self.vae.dtype)
 
     def _clip_pixels(self, pictures: UInt8Array) -> Tensor:
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.image_processor.image_mean, self.image_processor.image_std))

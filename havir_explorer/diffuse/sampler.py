@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
+from havir_explorer.diffuse.guidance import Guidance, Unconditional
+from havir_explorer.diffuse.memory import enough
 from havir_explorer.diffuse.model import VersatileDiffusion
-from havir_explorer.diffuse.versatile import Conditions
+from havir_explorer.diffuse.schedule import schedule
 from havir_explorer.errors import RequestError
-from havir_explorer.records import Decoded, Settings
+from havir_explorer.records import Decoded, FloatArray, Settings
 
 OnStep = Callable[[int, int, Tensor], None]
 """Called with (steps done, steps to do, predicted clean latents (B, 4, h, w)); raising stops the loop."""
+
+SHARED = ("steps", "strength", "scheduler", "guidance_start", "guidance_stop", "convention")
+"""Settings that must be the same for all pictures of one batch; seed, guidance and mix may differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,15 @@ class Drawn:
 
 
 @torch.inference_mode()
-def generate(model: VersatileDiffusion, decoded: Decoded, settings: Sequence[Settings], *, on_step: OnStep | None = None) -> Drawn:
+def generate(
+    model: VersatileDiffusion,
+    decoded: Decoded,
+    settings: Sequence[Settings],
+    *,
+    unconditional: Unconditional | None = None,
+    noise: FloatArray | None = None,
+    on_step: OnStep | None = None,
+) -> Drawn:
     """Redraw decoded responses.
 
     Parameters
@@ -47,81 +60,72 @@ def generate(model: VersatileDiffusion, decoded: Decoded, settings: Sequence[Set
     decoded : Decoded
         B rows.
     settings : sequence of Settings
-        One a row; seed, guidance and mix may differ, steps and strength may not.
+        One a row; those named in :data:`SHARED` must be the same in all.
+    unconditional : Unconditional, optional
+        What stands for "no condition", in place of what the convention says.
+    noise : float32 (B, 4, h, w), optional
+        Unit normal, in place of each seed's own.
     on_step : callable, optional
         See :data:`OnStep`.
 
     Returns
     -------
     Drawn
-        At strength 0 the decoded latents themselves, at strength 1 nothing of them.
+        At strength 0 the decoded latents themselves, at strength 1 nothing of them. The latents are float32 between the steps whatever the
+        model's number format. A row is the same alone or among others up to rounding: 1e-4 in a float32 model.
 
     Raises
     ------
     RequestError
-        The batch is empty, sizes differ, or a decoded value is not finite.
+        The batch is empty, sizes differ, or a value is not finite.
+    DeviceOutOfMemory
+        The batch does not fit into the device's memory.
     """
-    _check(model, decoded, settings)
-    steps, strength = settings[0].steps, settings[0].strength
-    start = torch.from_numpy(decoded.latents).to(model.device, model.dtype)
-    run = min(int(steps * strength), steps)
-    if run == 0:
-        return Drawn(start.float().cpu(), 0, 1.0)
-    scheduler = DDIMScheduler.from_config(model.scheduler_config)
-    scheduler.set_timesteps(steps, device=model.device)
-    times = scheduler.timesteps[steps - run :]
-    noise = torch.stack([_noise(model, s.seed) for s in settings])
-    latents = noise if strength == 1 else scheduler.add_noise(start, noise, times[:1].expand(len(start)))
-    signal = 0.0 if strength == 1 else float(scheduler.alphas_cumprod[int(times[0])] ** 0.5)
-    guided = _Guidance(model, decoded, settings)
-    for done, time in enumerate(times, start=1):
-        stepped = scheduler.step(guided(latents, time), time, latents)
-        latents = stepped.prev_sample
-        if on_step is not None:
-            on_step(done, run, stepped.pred_original_sample)
-    return Drawn(latents.float().cpu(), run, signal)
+    _check(model, decoded, settings, unconditional, noise)
+    plan = schedule(model.scheduler_config, settings[0])
+    latents = torch.tensor(decoded.latents)
+    if not plan.times:
+        return Drawn(latents, 0, 1.0)
+    with enough(model.device, len(decoded)):
+        latents = plan.start(latents, _noise(model, settings) if noise is None else torch.tensor(noise)).to(model.device)
+        guided = Guidance(model, decoded, settings, plan, unconditional)
+        for index in range(len(plan.times)):
+            latents, clean = plan.step(guided(latents, index), index, latents)
+            if on_step is not None:
+                on_step(index + 1, len(plan.times), clean)
+        return Drawn(latents.cpu(), len(plan.times), plan.alpha_bar**0.5)
 
 
-class _Guidance:
-    """Classifier-free guidance: e_u + g (e_c - e_u), both conditions dropped together in e_u, both rows in one forward pass."""
-
-    def __init__(self, model: VersatileDiffusion, decoded: Decoded, settings: Sequence[Settings]) -> None:
-        image, text = (torch.from_numpy(e).to(model.device, model.dtype) for e in (decoded.image_embeds, decoded.text_embeds))
-        mix = torch.tensor([s.mix for s in settings], device=model.device)
-        scale = torch.tensor([s.guidance for s in settings], device=model.device, dtype=model.dtype)
-        self._scale, self._unet = scale[:, None, None, None], model.unet
-        self._off = bool((scale == 1).all())
-        if not self._off:
-            image = torch.cat([model.empty_image.expand_as(image), image])
-            text = torch.cat([model.empty_text.expand_as(text), text])
-            mix = mix.repeat(2)
-        self._conditions = Conditions.mixed(image, text, mix)
-
-    def __call__(self, latents: Tensor, time: Tensor) -> Tensor:
-        if self._off:
-            return self._unet(latents, time, self._conditions)
-        unguided, guided = self._unet(latents.repeat(2, 1, 1, 1), time, self._conditions).chunk(2)
-        return unguided + self._scale * (guided - unguided)
+def _noise(model: VersatileDiffusion, settings: Sequence[Settings]) -> Tensor:
+    """Each picture's noise from its own generator on the CPU, so that neither the device nor the batch changes it."""
+    return torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(s.seed)) for s in settings])
 
 
-def _noise(model: VersatileDiffusion, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(model.latent_shape, generator=generator).to(model.device, model.dtype)
-
-
-def _check(model: VersatileDiffusion, decoded: Decoded, settings: Sequence[Settings]) -> None:
-    if len(decoded) == 0 or len(settings) != len(decoded):
-        msg = f"one Settings a decoded row is needed: got {len(settings)} for {len(decoded)} rows"
+def _check(model: VersatileDiffusion, decoded: Decoded, settings: Sequence[Settings], unconditional: Unconditional | None, noise: FloatArray | None) -> None:
+    rows = len(decoded)
+    if rows == 0 or len(settings) != rows:
+        msg = f"one Settings a decoded row is needed, and one row at least: got {len(settings)} for {rows} rows"
         raise RequestError(msg)
-    if len({(s.steps, s.strength) for s in settings}) > 1:
-        msg = "steps and strength must be the same for all pictures of one batch; run them in two calls"
+    for name in SHARED:
+        if len({getattr(s, name) for s in settings}) > 1:
+            msg = f"{name} must be the same for all pictures of one batch; run them in two calls"
+            raise RequestError(msg)
+    image, text = (tuple(value.shape[1:]) for value in (model.empty_image, model.empty_text))
+    _fits("decoded latents", decoded.latents, model.latent_shape, (rows,))
+    _fits("decoded image_embeds", decoded.image_embeds, image, (rows,))
+    _fits("decoded text_embeds", decoded.text_embeds, text, (rows,))
+    if unconditional is not None:
+        _fits("unconditional image_embeds", unconditional.image, image, (1, rows))
+        _fits("unconditional text_embeds", unconditional.text, text, (1, rows))
+    if noise is not None:
+        _fits("noise", noise, model.latent_shape, (rows,))
+
+
+def _fits(name: str, value: FloatArray, shape: tuple[int, ...], rows: tuple[int, ...]) -> None:
+    if tuple(value.shape[1:]) != shape or len(value) not in rows:
+        wanted = " or ".join(str((count, *shape)) for count in dict.fromkeys(rows))
+        msg = f"{name} have shape {tuple(value.shape)}, but this Versatile Diffusion takes {wanted}; use the decoder trained for it"
         raise RequestError(msg)
-    expected = {"latents": model.latent_shape, "image_embeds": tuple(model.empty_image.shape[1:]), "text_embeds": tuple(model.empty_text.shape[1:])}
-    for name, shape in expected.items():
-        value = getattr(decoded, name)
-        if tuple(value.shape[1:]) != tuple(shape):
-            msg = f"decoded {name} have shape {tuple(value.shape[1:])}, but this Versatile Diffusion takes {tuple(shape)}; use the decoder trained for it"
-            raise RequestError(msg)
-        if not torch.isfinite(torch.from_numpy(value)).all():
-            msg = f"decoded {name} hold a value that is not finite; check the responses of this trial"
-            raise RequestError(msg)
+    if not np.isfinite(value).all():
+        msg = f"{name} hold a value that is not finite; check the responses of this trial"
+        raise RequestError(msg)

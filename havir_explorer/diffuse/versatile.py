@@ -1,17 +1,43 @@
 """Versatile Diffusion's denoiser: one UNet, two flows, mixed inside every transformer block.
 
 Source: Xu et al. 2023, "Versatile Diffusion" (arXiv 2211.08332), section 3; the residual-space mixing is diffusers' DualTransformer2DModel.
-Here the mix is an argument of the call, one number a picture, never state of the module: two requests cannot disturb each other.
+Here the mix is an argument of the call, one number a picture, never state of the module: two requests cannot disturb each other. So are the
+keys and values of the conditions and the embedded times, which a request computes once and hands to every step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name every torch reader knows
+
+from havir_explorer.diffuse.blocks import KeysValues, at_rows, read, residual, timed, transform
+from havir_explorer.errors import WeightsInvalid
+
+_PLAIN = {"act_fn": "silu", "mid_block_type": "UNetMidBlock2DCrossAttn", "resnet_time_scale_shift": "default", "attention_type": "default"}
+"""Options of a UNet2DConditionModel that Versatile Diffusion leaves alone, with the only value the walk below is right for."""
+_ABSENT = (
+    "addition_embed_type",
+    "center_input_sample",
+    "class_embed_type",
+    "class_embeddings_concat",
+    "cross_attention_norm",
+    "dropout",
+    "encoder_hid_dim",
+    "only_cross_attention",
+    "resnet_skip_time_act",
+    "time_cond_proj_dim",
+    "time_embedding_act_fn",
+    "upcast_attention",
+)
+"""Options that are off."""
 
 
 class Conditions(NamedTuple):
@@ -40,6 +66,22 @@ class Conditions(NamedTuple):
         return cls(image, text, mix)
 
 
+class Read(NamedTuple):
+    """Conditions as the layers read them: for every :class:`DualFlowBlock` in the order of the walk, a layer's keys and values for each layer.
+
+    ``mix`` is (B, 1, 1, 1). An empty list is a flow that is not run.
+    """
+
+    image: list[list[KeysValues]]
+    text: list[list[KeysValues]]
+    mix: Tensor | None
+
+    def below(self, first: Read, rows: int) -> Read:
+        """Return these conditions below ``rows`` rows of others, of which one row stands for all; the mix of both is this one's."""
+        image, text = (_paired(above, own, rows) for above, own in zip(first[:2], self[:2], strict=True))
+        return Read(image, text, None if self.mix is None else self.mix.repeat(2, 1, 1, 1))
+
+
 class DualFlowBlock(nn.Module):
     """The same transformer block twice, for the image and for the text condition, mixed in residual space.
 
@@ -50,16 +92,12 @@ class DualFlowBlock(nn.Module):
         super().__init__()
         self.image, self.text = image, text
 
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Conditions, **_unused: object) -> tuple[Tensor]:
-        """Return the mixed block output, (B, C, h, w); the further keywords are those diffusers' UNet blocks pass to any transformer."""
-        image, text, mix = encoder_hidden_states
-        if text is None:
-            return (self.image(hidden_states, encoder_hidden_states=image, return_dict=False)[0],)
-        by_text: Tensor = self.text(hidden_states, encoder_hidden_states=text, return_dict=False)[0]
-        if image is None or mix is None:
-            return (by_text,)
-        by_image: Tensor = self.image(hidden_states, encoder_hidden_states=image, return_dict=False)[0]
-        return (torch.lerp(by_image, by_text, mix.to(by_image.dtype)[:, None, None, None]),)
+    def forward(self, hidden: Tensor, image: list[KeysValues] | None, text: list[KeysValues] | None, mix: Tensor | None) -> Tensor:
+        """Return the mixed block output, (B, C, h, w), of as many rows as the conditions have; a flow without keys and values is not run."""
+        if text is None or image is None:
+            return transform(self.image, hidden, image or []) if text is None else transform(self.text, hidden, text)
+        by_image = transform(self.image, hidden, image)
+        return torch.lerp(by_image, transform(self.text, hidden, text), 0.5 if mix is None else mix.to(by_image.dtype))
 
 
 class VersatileUNet(nn.Module):
@@ -69,10 +107,16 @@ class VersatileUNet(nn.Module):
     ----------
     config : dict
         The ``config.json`` of the checkpoint's ``image_unet``.
+
+    Raises
+    ------
+    WeightsInvalid
+        The configuration asks for a part that Versatile Diffusion has not.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
+        _check(config)
         self.unet = UNet2DConditionModel.from_config(config)
         twin = UNet2DConditionModel.from_config(config)
         for name, module in list(self.unet.named_modules()):
@@ -82,7 +126,83 @@ class VersatileUNet(nn.Module):
 
     def forward(self, latents: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
         """Return the predicted noise, shaped like ``latents`` (B, 4, h, w); ``times`` is (B,) or a scalar in [0, 1000)."""
-        return self.unet(latents, times, conditions, return_dict=False)[0]
+        return self.denoise(latents, self.embed(times), self.read(conditions))
+
+    def read(self, conditions: Conditions) -> Read:
+        """Return the keys and values of the conditions in every cross-attention layer: constant over the steps of a request."""
+        blocks = [module for module in self._walk() if isinstance(module, DualFlowBlock)]
+        image = [] if conditions.image is None else [read(block.image, conditions.image) for block in blocks]
+        text = [] if conditions.text is None else [read(block.text, conditions.text) for block in blocks]
+        return Read(image, text, None if conditions.mix is None else conditions.mix[:, None, None, None])
+
+    def embed(self, times: Tensor) -> list[Tensor]:
+        """Return what every residual block adds at these times, scalar or (n,): one (n, C, 1, 1) a block, in the order of the walk."""
+        embedded = F.silu(self.unet.time_embedding(self.unet.time_proj(times.reshape(-1)).to(self.unet.dtype)))
+        return [timed(module, embedded) for module in self._walk() if isinstance(module, ResnetBlock2D)]
+
+    def denoise(self, latents: Tensor, moments: Sequence[Tensor], known: Read) -> Tensor:
+        """Return the predicted noise, from what :meth:`embed` and :meth:`read` have computed.
+
+        Parameters
+        ----------
+        latents : Tensor
+            (B, 4, h, w).
+        moments : sequence of Tensor
+            Of one time, or of one a row.
+        known : Read
+            Of n B rows: each latent under n conditions, the first B rows under the first. What does not depend on the condition, up to the
+            first cross-attention, is then computed once for all n.
+
+        Returns
+        -------
+        Tensor
+            (n B, 4, h, w).
+        """
+        unet, moment = self.unet, iter(moments)
+        flows = zip_longest(known.image, known.text)
+        hidden = unet.conv_in(latents)
+        skips = [hidden]
+        for block in unet.down_blocks:
+            for resnet, attention in zip_longest(block.resnets, _attentions(block)):
+                hidden = residual(resnet, hidden, next(moment))
+                if attention is not None:
+                    hidden = attention(hidden, *next(flows), known.mix)
+                skips.append(hidden)
+            for shrink in block.downsamplers or ():
+                hidden = shrink(hidden)
+                skips.append(hidden)
+        hidden = residual(unet.mid_block.resnets[0], hidden, next(moment))
+        for attention, resnet in zip(unet.mid_block.attentions, unet.mid_block.resnets[1:], strict=True):
+            hidden = residual(resnet, attention(hidden, *next(flows), known.mix), next(moment))
+        for block in unet.up_blocks:
+            for resnet, attention in zip_longest(block.resnets, _attentions(block)):
+                hidden = residual(resnet, torch.cat([hidden, at_rows(skips.pop(), len(hidden))], dim=1), next(moment))
+                if attention is not None:
+                    hidden = attention(hidden, *next(flows), known.mix)
+            for grow in block.upsamplers or ():
+                hidden = grow(hidden, skips[-1].shape[2:])
+        return unet.conv_out(F.silu(unet.conv_norm_out(hidden)))
+
+    def settle(self) -> None:
+        """Lay the weights out as convolutions read them fastest (channels last); the second time this does nothing."""
+        if not self.unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last):
+            with torch.inference_mode(False):  # else they could not be trained any more
+                self.unet.to(memory_format=torch.channels_last)
+
+    def compile_steps(self, mode: str = "default") -> None:
+        """Have :meth:`denoise` compiled by torch for each shape that it meets; it needs a C++ compiler, or Triton on a GPU.
+
+        Parameters
+        ----------
+        mode : str
+            Of ``torch.compile``; ``"reduce-overhead"`` replays CUDA graphs on a GPU.
+        """
+        self.denoise = torch.compile(self.denoise, mode=mode)  # type: ignore[method-assign]
+
+    def _walk(self) -> Iterator[nn.Module]:
+        """Every module of the blocks, the blocks in the order in which they run."""
+        for part in (self.unet.down_blocks, self.unet.mid_block, self.unet.up_blocks):
+            yield from part.modules()
 
     def load_flows(self, image: dict[str, Tensor], text: dict[str, Tensor]) -> None:
         """Take the weights of a checkpoint's ``image_unet`` and the transformer blocks of its ``text_unet``, without copying them.
@@ -102,6 +222,22 @@ class VersatileUNet(nn.Module):
         text = {key.replace(".text.", ".", 1): value for key, value in weights.items() if _is_flow(key, "text")}
         image = {key.replace(".image.", ".", 1) if _is_flow(key, "image") else key: value for key, value in weights.items() if not _is_flow(key, "text")}
         return image, text
+
+
+def _check(config: dict[str, Any]) -> None:
+    odd = [name for name, value in _PLAIN.items() if config.get(name, value) != value] + [name for name in _ABSENT if config.get(name)]
+    if odd:
+        named = ", ".join(f"{name} = {config[name]!r}" for name in odd)
+        msg = f"image_unet/config.json asks for {named}, which Versatile Diffusion has not; use the image_unet of a Versatile Diffusion"
+        raise WeightsInvalid(msg)
+
+
+def _attentions(block: nn.Module) -> Iterable[DualFlowBlock]:
+    return getattr(block, "attentions", ())
+
+
+def _paired(above: list[list[KeysValues]], own: list[list[KeysValues]], rows: int) -> list[list[KeysValues]]:
+    return [[layer.below(first, rows) for first, layer in zip(*block, strict=True)] for block in zip(above, own, strict=True)]
 
 
 def _is_flow(key: str, flow: str) -> bool:

@@ -1,0 +1,72 @@
+"""How many pictures fit into a device's memory, and what is said when they do not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from havir_explorer.diffuse.model import VersatileDiffusion
+from havir_explorer.errors import DeviceOutOfMemory
+
+LARGEST_BATCH = 32
+"""Beyond this many pictures a batch is no faster, and its first result comes late."""
+_WORKING = 40
+"""Peak of a denoising step, in copies of its widest feature maps at full resolution: skips, both flows' gated layers, keys and values."""
+_PAINTING = 5
+"""Peak of decoding a picture, in float32 copies of the autoencoder's feature maps at full resolution."""
+_SPARED = 0.5
+"""Share of the free memory that is left to others and to what the estimate does not know."""
+
+
+def fitting(model: VersatileDiffusion, wanted: int) -> int:
+    """Return how many of ``wanted`` pictures to denoise at once: 1 at least, :data:`LARGEST_BATCH` at most."""
+    return max(1, min(wanted, LARGEST_BATCH, int(free(model.device) * (1 - _SPARED) / picture_bytes(model))))
+
+
+def picture_bytes(model: VersatileDiffusion) -> int:
+    """Return about how many bytes one picture needs beside the weights: the larger of its guided denoising step and its decoding."""
+    _, height, width = model.latent_shape
+    size = torch.finfo(model.dtype).bits // 8
+    denoising = _WORKING * 2 * int(model.unet.unet.config.block_out_channels[0]) * height * width * size
+    decoding = _PAINTING * 2 * int(model.vae.config.block_out_channels[0]) * model.side**2 * 4
+    return max(denoising, decoding)
+
+
+def free(device: torch.device) -> int:
+    """Return the device's free memory in bytes; for the CPU what the system calls available."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 if hasattr(os, "sysconf") else 2**31
+
+
+@contextmanager
+def enough(device: torch.device, pictures: int) -> Iterator[None]:
+    """Say in words that memory ran out while ``pictures`` were worked on together.
+
+    Raises
+    ------
+    DeviceOutOfMemory
+        With what to lower.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as fault:
+        if not _is_shortage(fault):
+            raise
+        advice = "ask for fewer at once" if pictures > 1 else "end what else uses it, load the model in float16 or bfloat16, or use a smaller model"
+        count = f"{pictures} pictures at once do" if pictures > 1 else "one picture does"
+        msg = f"{count} not fit into the memory of the {device.type} ({free(device) / 2**30:.1f} GiB free): {advice}"
+        raise DeviceOutOfMemory(msg) from fault
+
+
+def _is_shortage(fault: BaseException) -> bool:
+    """Whether a fault is of memory; torch raises a class of its own on a GPU, and a plain RuntimeError on the CPU."""
+    return isinstance(fault, (MemoryError, torch.OutOfMemoryError)) or any(said in str(fault) for said in ("can't allocate memory", "not enough memory"))

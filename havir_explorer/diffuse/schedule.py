@@ -1,0 +1,85 @@
+"""Which times are denoised and how a step is taken: diffusers' solvers, started where a strength says (method 2.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from torch import Tensor
+
+from havir_explorer.diffuse.conventions import CONVENTIONS
+from havir_explorer.errors import RequestError
+from havir_explorer.records import Scheduler, Settings
+
+SOLVERS: dict[Scheduler, Any] = {"ddim": DDIMScheduler, "unipc": UniPCMultistepScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The steps of one request; it holds the solver's memory of earlier steps, so each call makes its own.
+
+    Parameters
+    ----------
+    solver
+        diffusers' scheduler, set to the full schedule and begun at ``first``.
+    times : tuple of int
+        The k times that are denoised, falling.
+    first : int
+        Index of the first of them among the N of the full schedule.
+    alpha_bar : float
+        Of the time to which the latents are noised: sqrt(alpha-bar) of their amplitude survives. 0 for pure noise, 1 for no step at all.
+    """
+
+    solver: Any
+    times: tuple[int, ...]
+    first: int
+    alpha_bar: float
+
+    def start(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """Return the noised latents, float32 (B, 4, h, w); of pure noise nothing is left of ``latents``."""
+        return noise if self.alpha_bar == 0 else self.alpha_bar**0.5 * latents + (1 - self.alpha_bar) ** 0.5 * noise
+
+    def step(self, predicted: Tensor, index: int, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the latents after step ``index`` (0-based of k) and the clean latents predicted on the way, both (B, 4, h, w)."""
+        stepped = self.solver.step(predicted, self.times[index], latents)
+        clean = getattr(stepped, "pred_original_sample", None)
+        return stepped.prev_sample, self.solver.model_outputs[-1] if clean is None else clean  # the multi-step solvers keep it for the next step
+
+
+def schedule(config: Mapping[str, Any], settings: Settings) -> Schedule:
+    """Return the last ``int(N * strength)`` steps of a solver's full schedule.
+
+    Parameters
+    ----------
+    config : mapping
+        ``scheduler_config.json`` of the checkpoint.
+    settings : Settings
+        Its ``scheduler``, ``steps``, ``strength`` and ``convention``.
+
+    Raises
+    ------
+    RequestError
+        The solver has fewer times to offer than steps are asked for.
+    """
+    solver = SOLVERS[settings.scheduler].from_config(config)
+    solver.set_timesteps(settings.steps)
+    times = [int(time) for time in solver.timesteps]
+    if any(later >= earlier for earlier, later in zip(times, times[1:], strict=False)):
+        msg = f"the scheduler {settings.scheduler} cannot tell {settings.steps} steps apart; ask for fewer"
+        raise RequestError(msg)
+    first = settings.steps - min(int(settings.steps * settings.strength), settings.steps)
+    if hasattr(solver, "set_begin_index"):
+        solver.set_begin_index(first)
+    return Schedule(solver, tuple(times[first:]), first, _alpha_bar(solver.alphas_cumprod, times, first, settings))
+
+
+def _alpha_bar(table: Tensor, times: list[int], first: int, settings: Settings) -> float:
+    if settings.strength == 1:
+        return 0.0
+    if first == len(times):
+        return 1.0
+    noised = max(first - CONVENTIONS[settings.convention].lead, 0)
+    return float(table[times[noised]].to(torch.float64))
