@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 
 import numpy as np
 
 from havir_explorer.data import open_dataset
-from havir_explorer.diffuse.memory import fitting
+from havir_explorer.diffuse.memory import Notice, fitting, in_batches
 from havir_explorer.diffuse.paint import paint
 from havir_explorer.diffuse.sampler import SHARED, generate
-from havir_explorer.errors import DeviceOutOfMemory
 from havir_explorer.pipeline import Clock, OnStep, Pictures, finished, masked, measured, models, scored
-from havir_explorer.records import Reconstruction, Request
+from havir_explorer.records import Reconstruction, Request, Step
 
 OnResult = Callable[[int, Reconstruction], None]
 """Called with a request's place in the list and its result, as soon as that is finished; raising stops the rest."""
-OnNotice = Callable[[str], None]
-"""Called with a sentence about something that went wrong without spoiling a result."""
 
 _SHARED = attrgetter("dataset", "subject", "generator", "decoder", *(f"settings.{name}" for name in SHARED))
 
@@ -28,7 +26,7 @@ def run_many(
     on_result: OnResult | None = None,
     *,
     on_step: OnStep | None = None,
-    on_notice: OnNotice | None = None,
+    on_notice: Notice | None = None,
     batch: int | None = None,
 ) -> tuple[Reconstruction, ...]:
     """Redraw many requests, those together that can be.
@@ -43,7 +41,7 @@ def run_many(
         As in :func:`havir_explorer.pipeline.run`, once a batch; the preview is of the batch's first picture. Raising (``Cancelled``) stops the
         rest; what ``on_result`` has been given stays finished.
     on_notice : callable, optional
-        See :data:`OnNotice`: memory ran out, and fewer are drawn at once.
+        Told in a sentence that memory ran out and fewer are drawn at once.
     batch : int, optional
         At most this many at once; what fits into the free memory when left out.
 
@@ -61,20 +59,12 @@ def run_many(
     results: dict[int, Reconstruction] = {}
     for places in _groups(requests):
         size = fitting(models(requests[places[0]])[2], len(places) if batch is None else min(batch, len(places)))
-        while places:
-            try:
-                done = _together([requests[place] for place in places[:size]], on_step or _ignore, on_notice)
-            except DeviceOutOfMemory:
-                if size == 1:
-                    raise
-                size = size // 2
-                (on_notice or _ignore)(f"memory ran out; going on with {size} pictures at once")
-                continue
-            for place, result in zip(places, done, strict=False):
+        chosen = [requests[place] for place in places]
+        for some, done in in_batches(len(places), size, partial(_together, chosen, on_step, on_notice), on_notice):
+            for place, result in zip((places[index] for index in some), done, strict=True):
                 results[place] = result
                 if on_result is not None:
                     on_result(place, result)
-            places = places[size:]
     return tuple(results[place] for place in range(len(requests)))
 
 
@@ -86,8 +76,9 @@ def _groups(requests: Sequence[Request]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _together(requests: Sequence[Request], on_step: OnStep, on_notice: OnNotice | None) -> list[Reconstruction]:
-    clock = Clock(on_step)
+def _together(group: Sequence[Request], on_step: OnStep | None, on_notice: Notice | None, places: range) -> list[Reconstruction]:
+    requests = group[places.start : places.stop]
+    clock = Clock(on_step or _ignore)
     with clock.stage("load"):
         dataset, decoder, generator = models(requests[0])
         responses = [measured(open_dataset(request.dataset), request) for request in requests]
@@ -107,5 +98,5 @@ def _together(requests: Sequence[Request], on_step: OnStep, on_notice: OnNotice 
     ]
 
 
-def _ignore(_news: object) -> None:
+def _ignore(_step: Step) -> None:
     pass

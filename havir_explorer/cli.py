@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from havir_explorer import __version__
+from havir_explorer import __version__, cli_diffuse
 from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, quiet, table, write
 from havir_explorer.errors import HavirError, RequestError, nearest
 from havir_explorer.records import Branch, Request
@@ -93,6 +93,10 @@ def reconstruct(
     strength: Annotated[float | None, typer.Option("--strength", help=f"0 decoded latents only, 1 pure noise. [{_D.settings.strength}]")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help=f"Classifier-free guidance scale. [{_D.settings.guidance}]")] = None,
     mix: Annotated[float | None, typer.Option("--mix", help=f"0 image embedding only, 1 text embedding only. [{_D.settings.mix}]")] = None,
+    scheduler: Annotated[str | None, typer.Option("--scheduler", help=f"ddim, unipc or dpmsolver++. [{_D.settings.scheduler}]")] = None,
+    guidance_start: Annotated[float | None, typer.Option("--guidance-start", help="Guide from this fraction of the steps. [0]")] = None,
+    guidance_stop: Annotated[float | None, typer.Option("--guidance-stop", help="Guide up to this fraction of the steps. [1]")] = None,
+    convention: Annotated[str | None, typer.Option("--convention", help="Whose habits: havir, brain-diffuser or mindeye. [havir]")] = None,
     generator: GeneratorOption = None,
     decoder: DecoderOption = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="Start from this picture's or file's recipe; other options change it.")] = None,
@@ -103,7 +107,8 @@ def reconstruct(
 
     base = store.read_recipe(recipe) if recipe else Request()
     mask = replace(base.mask, **_given(fill=fill, fill_trial=fill_trial, fill_seed=fill_seed, **_lists(mute=mute, keep=keep)))
-    settings = replace(base.settings, **_given(seed=seed, steps=steps, strength=strength, guidance=guidance, mix=mix))
+    numbers = _given(seed=seed, steps=steps, strength=strength, guidance=guidance, mix=mix, guidance_start=guidance_start, guidance_stop=guidance_stop)
+    settings = replace(base.settings, **numbers, **_given(scheduler=scheduler, convention=convention))
     chosen = _given(dataset=dataset, subject=subject, trial=trial, repeats=repeats, generator=generator, decoder=decoder)
     request = replace(base, mask=mask, settings=settings, **chosen)
     store.check_sidecar(can_write(out, ".png"))
@@ -176,6 +181,9 @@ def _print(result: Reconstruction, out: Path, *, cached: bool) -> None:
     table(f"{result.request.subject}, trial {result.request.trial} – {', '.join(labels)}", ("score", "value", "chance"), rows)
     times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds)
     console().print(f"{'remembered' if cached else times}\nwrote {out} and its recipe {out.with_suffix('.json')}")
+
+
+app.command()(cli_diffuse.diffuse)
 
 
 @app.command()

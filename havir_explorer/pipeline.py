@@ -198,10 +198,12 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Announce a stage and keep its wall time."""
         self._on_step(Step(name))
         began = time.perf_counter()
         yield
         self.seconds.append((name, time.perf_counter() - began))
 
     def step(self, done: int, count: int, preview: UInt8Array) -> None:
+        """Announce a denoising step."""
         self._on_step(Step("diffuse", done, count, preview))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from havir_explorer.diffuse.model import VersatileDiffusion
 from havir_explorer.errors import DeviceOutOfMemory
+
+Notice = Callable[[str], None]
+"""Called with a sentence about something that went wrong without spoiling a result."""
 
 LARGEST_BATCH = 32
 """Beyond this many pictures a batch is no faster, and its first result comes late."""
@@ -45,6 +49,47 @@ def free(device: torch.device) -> int:
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):  # not Linux
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 if hasattr(os, "sysconf") else 2**31
+
+
+_Done = TypeVar("_Done")
+
+
+def in_batches(count: int, size: int, work: Callable[[range], _Done], on_notice: Notice | None = None) -> Iterator[tuple[range, _Done]]:
+    """Work through ``count`` places, ``size`` at once, and half as many from then on whenever memory runs out.
+
+    Parameters
+    ----------
+    count, size : int
+        ``size`` is 1 or more.
+    work : callable
+        Called with some of the places, in order.
+    on_notice : callable, optional
+        Told in a sentence that fewer are done at once.
+
+    Yields
+    ------
+    places, done
+        As each batch finishes.
+
+    Raises
+    ------
+    DeviceOutOfMemory
+        Not even one fits.
+    """
+    places = range(count)
+    while places:
+        some = places[:size]
+        try:
+            done = work(some)
+        except DeviceOutOfMemory:
+            if len(some) == 1:
+                raise
+            size = len(some) // 2
+            if on_notice is not None:
+                on_notice(f"memory ran out; going on with {size} picture{'s' * (size > 1)} at once")
+            continue
+        yield some, done
+        places = places[size:]
 
 
 @contextmanager

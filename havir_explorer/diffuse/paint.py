@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from havir_explorer.diffuse.memory import enough, fitting
+from havir_explorer.diffuse.memory import Notice, enough, fitting, in_batches
 from havir_explorer.diffuse.model import VersatileDiffusion, to_uint8
 from havir_explorer.errors import DeviceOutOfMemory
 from havir_explorer.records import FloatArray, UInt8Array
-
-Notice = Callable[[str], None]
 
 
 @torch.inference_mode()
@@ -32,26 +28,24 @@ def paint(model: VersatileDiffusion, latents: Tensor | FloatArray, *, on_notice:
     DeviceOutOfMemory
         Not even a tile fits.
     """
-    whole, batch = torch.as_tensor(latents), fitting(model, len(latents))
-    tell = on_notice or _ignore
-    while True:
+    whole = torch.as_tensor(latents)
+
+    def work(places: range) -> UInt8Array:
+        some = whole[places.start : places.stop]
         try:
-            with enough(model.device, batch):
-                return model.decode_latents(whole, batch=batch)
+            with enough(model.device, len(some)):
+                return model.decode_latents(some, batch=len(some))
         except DeviceOutOfMemory:
-            if batch == 1:
-                break
-            batch //= 2
-            tell(f"memory ran out while decoding pictures; going on with {batch} at once")
-    tell("memory ran out while decoding one picture; decoding it in tiles, whose seams may show")
-    with enough(model.device, 1):
-        return np.concatenate([_tiled(model, one) for one in whole.split(1)])
+            if len(some) > 1:
+                raise
+            if on_notice is not None:
+                on_notice("memory ran out while decoding one picture; decoding it in tiles, whose seams may show")
+            with enough(model.device, 1):
+                return _tiled(model, some)
+
+    return np.concatenate([done for _, done in in_batches(len(whole), fitting(model, len(whole)), work, on_notice)])
 
 
 def _tiled(model: VersatileDiffusion, latents: Tensor) -> UInt8Array:
     given = latents.to(model.device, model.vae.dtype) / model.vae.config.scaling_factor
     return to_uint8(model.vae.tiled_decode(given).sample.float() / 2 + 0.5)
-
-
-def _ignore(_notice: str) -> None:
-    pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def schedule(config: Mapping[str, Any], settings: Settings) -> Schedule:
     solver = SOLVERS[settings.scheduler].from_config(config)
     solver.set_timesteps(settings.steps)
     times = [int(time) for time in solver.timesteps]
-    if any(later >= earlier for earlier, later in zip(times, times[1:], strict=False)):
+    if any(later >= earlier for earlier, later in pairwise(times)):
         msg = f"the scheduler {settings.scheduler} cannot tell {settings.steps} steps apart; ask for fewer"
         raise RequestError(msg)
     first = settings.steps - min(int(settings.steps * settings.strength), settings.steps)
