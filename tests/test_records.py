@@ -1,8 +1,11 @@
 """Requests are data: checked when made, equal when alike, one key each."""
 
+import json
+
 import numpy as np
 import pytest
 
+from havir_explorer import store
 from havir_explorer.errors import MaskError, RequestError
 from havir_explorer.records import Mask, Request, Settings
 
@@ -45,3 +48,15 @@ def test_masks_are_checked_too():
         Mask(gains=(("V1", 5.0),))
     assert Mask().is_empty
     assert not Mask(keep=("V1",)).is_empty
+
+
+def test_a_recipe_of_before_the_solvers_still_loads(tmp_path):
+    settings = {"seed": 3, "steps": 20, "strength": 0.75, "guidance": 3.0, "mix": 0.4}
+    mask = {"mute": ["FFA-1"], "keep": [], "gains": [], "fill": "mean", "fill_trial": 0, "fill_seed": 0}
+    old = {"dataset": "demo", "subject": "subj01", "trial": 1, "repeats": "mean", "mask": mask, "settings": settings, "generator": "demo", "decoder": ""}
+    (tmp_path / "old.json").write_text(json.dumps({"havir_recipe": 1, "request": old}))
+    assert store.read_recipe(tmp_path / "old.json") == Request(trial=1, mask=Mask(mute=("FFA-1",)), settings=Settings(seed=3))
+    new = Request(settings=Settings(scheduler="dpmsolver++", guidance_start=0.2, guidance_stop=0.8, convention="brain-diffuser"))
+    store.write_recipe(new, tmp_path / "new.json")
+    assert store.read_recipe(tmp_path / "new.json") == new
+    assert new.key != Request().key

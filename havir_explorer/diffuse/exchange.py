@@ -124,15 +124,16 @@ def draw(
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if not isinstance(found, np.lib.npyio.NpzFile):
                 msg = f"{path} holds one array; save the arrays {', '.join(_NEEDED)} with numpy.savez"
                 raise RequestError(msg)
-            unknown = [name for name in file.files if name not in _AXES]
+            unknown = [name for name in found.files if name not in _AXES]
             if unknown:
                 msg = f"{path} holds {', '.join(unknown)}, which nobody reads here; it may hold {', '.join(_AXES)}"
                 raise RequestError(msg)
-            return {name: file[name] for name in file.files}
+            return {name: found[name] for name in found.files}
     except FileNotFoundError as fault:
         msg = f"cannot read {path}: there is no such file"
         raise RequestError(msg) from fault
