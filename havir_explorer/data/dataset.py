@@ -128,8 +128,11 @@ class Dataset(Protocol):
     def trials(self, subject: str) -> pd.DataFrame:
         """Return one row a trial, indexed by the 0-based trial of the experiment.
 
-        Columns: session (1-based), trial_in_session, nsd_id and repeat (0-based), n_repeats (available in this tree), shared (bool), coco_id.
+        Columns: session (1-based), trial_in_session, nsd_id and repeat (0-based), n_repeats (available in this tree), shared (bool), coco_id
+        (-1 where the files do not tell).
         """
+    def split(self, subject: str, name: str) -> IntArray:
+        """Test pictures by a published rule (``shared1000``, ``shared982``, ``special515``): sorted nsd_ids, int64 (n,)."""
     def responses(self, subject: str, trials: IntArray) -> FloatArray:
         """Z-scored responses, float32 (n_trials, n_voxels)."""
     def stimuli(self, nsd_ids: IntArray) -> UInt8Array:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from havir_explorer.data import betas, design, files, regions, stimuli, surface
+from havir_explorer.data import betas, design, files, regions, splits, stimuli, surface
 from havir_explorer.data.dataset import Atlas, Geometry, SurfaceMap
 from havir_explorer.errors import DataInvalid, DataMissing, RequestError
 from havir_explorer.paths import cache_folder
@@ -116,6 +116,11 @@ class NSD:
             self._check(subject)
             self._trials[subject] = design.trial_table(self._design, self._coco_ids, subject, betas.sessions(self._root, subject))
         return self._trials[subject].copy()
+
+    def split(self, subject: str, name: str) -> IntArray:
+        """Return the test pictures of a split; raises as :func:`~havir_explorer.data.splits.split_pictures`, and for an unknown subject."""
+        self._check(subject)
+        return splits.split_pictures(self._design, subject, name)
 
     def responses(self, subject: str, trials: IntArray) -> FloatArray:
         """Return z-scored responses.
