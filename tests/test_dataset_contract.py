@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import small_nsd
 
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.errors import DataMissing, MaskError, RequestError
@@ -29,6 +30,7 @@ class Reader:
 READERS = {
     "demo": Reader(lambda request, _: request.getfixturevalue("demo")),
     "nsd-hdf5": Reader(lambda request, cache: request.getfixturevalue("pristine").nsd(cache)),
+    "nsd-nifti": Reader(lambda request, cache: small_nsd.nifti_tree(request.getfixturevalue("pristine"), cache / "tree").nsd(cache)),
 }
 
 
@@ -63,7 +65,7 @@ def test_it_offers_the_whole_protocol(dataset):
     assert isinstance(dataset.synthetic, bool)
     assert len(dataset.convention.split()) > 3, "a convention is said in words"
     assert dataset.root.is_dir()
-    assert dataset in {dataset}
+    assert hash(dataset) == hash(dataset), "opened data sets are remembered"
 
 
 def test_subjects_are_named_in_order(dataset):
@@ -90,7 +92,7 @@ def test_trials_have_one_row_each(dataset, who):
 def test_a_changed_table_is_the_callers_own(dataset, who):
     table = dataset.trials(who)
     table["nsd_id"] = 0
-    assert dataset.trials(who)["nsd_id"].nunique() > 1
+    assert dataset.trials(who)["nsd_id"].any()
 
 
 def test_shared_flags_are_those_of_the_split(dataset, reader, who):

@@ -31,6 +31,7 @@ def open_dataset(name_or_path: str | Path = DEMO, *, progress: Callable[[float, 
     ----------
     name_or_path : str or Path
         ``"demo"`` for the teaching world, which is built in the cache folder when it is not there; anything else is the folder of an NSD tree.
+        Either may be followed by ``#`` and the name of a convention (:mod:`~havir_explorer.data.conventions`): ``/data/nsd#b2``.
     progress : callable, optional
         Called with the share done and a phrase while the teaching world is built.
 
@@ -42,16 +43,25 @@ def open_dataset(name_or_path: str | Path = DEMO, *, progress: Callable[[float, 
     ------
     DataMissing, DataInvalid
         No such folder, or not an NSD tree.
+    RequestError
+        No such convention.
     OutputError
         The teaching world cannot be written.
     """
-    if name_or_path == DEMO:
-        return _open(_built(demo_folder(), progress))
-    folder = Path(name_or_path).expanduser().resolve()
-    if not str(name_or_path) or not folder.is_dir():
+    place, convention = _parts(str(name_or_path))
+    if place == DEMO:
+        return _open(_built(demo_folder(), progress), convention)
+    folder = Path(place).expanduser().resolve()
+    if not place or not folder.is_dir():
         msg = f"no data set at {str(name_or_path)!r}: {folder} is not a folder; give the folder of an NSD tree, or 'demo' for the teaching world"
         raise DataMissing(msg)
-    return _open(folder)
+    return _open(folder, convention)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Split a data set's name into the place and the convention; a folder may have a ``#`` in its own name."""
+    place, _, convention = name.rpartition("#")
+    return (place, convention) if place and not Path(name).expanduser().is_dir() else (name, "")
 
 
 def _built(folder: Path, progress: Callable[[float, str], None] | None) -> Path:
@@ -68,6 +78,6 @@ def _silent(_share: float, _phrase: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _open(folder: Path) -> NSD:
+def _open(folder: Path, convention: str) -> NSD:
     """Open a tree once; a failed attempt is not remembered."""
-    return NSD(folder)
+    return NSD(folder, convention=convention or None)

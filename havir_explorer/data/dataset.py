@@ -42,10 +42,13 @@ class Atlas:
         In file order, then code order. ROIs the subject lacks (no voxel) are left out.
     right : bool (n_voxels,)
         True in the right hemisphere.
+    absent : tuple of str
+        ROIs that the name tables list and this subject lacks.
     """
 
     rois: tuple[Roi, ...]
     right: BoolArray
+    absent: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,9 +63,12 @@ class Atlas:
         Raises
         ------
         MaskError
-            Unknown name; the sentence lists the nearest ones.
+            Unknown name, and the sentence lists the nearest ones; or an ROI that this subject lacks.
         """
         side, plain = (name[:3], name[3:]) if name[:3] in ("lh.", "rh.") else ("", name)
+        if plain in self.absent and plain not in self.names:
+            msg = f"none of this subject's {len(self.right)} voxels lies in ROI {name!r}, which its name table lists; leave it out"
+            raise MaskError(msg)
         if plain not in self.names:
             msg = f"no ROI is called {name!r}; {nearest(plain, self.names)}"
             raise MaskError(msg)
