@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.io import savemat
 
-from havir_explorer.data import surface
+from havir_explorer.data import preparing, surface
 from havir_explorer.data.nsd import NSD
 
 NIFTI: Any = nibabel.Nifti1Image  # nibabel's constructors carry no types
@@ -106,6 +106,15 @@ def nifti_tree(pristine: Tree, root: Path) -> Tree:
         write_nifti_betas(root, pristine.raw, session)
         (root / BETAS / f"betas_session{session:02d}.hdf5").unlink()
     return Tree(root, pristine.raw, pristine.nsd_ids)
+
+
+def prepared_tree(pristine: Tree, root: Path) -> Tree:
+    """Copy the small tree with a prepared store in the place of its beta files."""
+    shutil.copytree(pristine.root, root)
+    tree = Tree(root, pristine.raw, pristine.nsd_ids)
+    plan = preparing.plan(tree.nsd(root / "cache").measured("subj01"), "int16")
+    preparing.delete_originals(plan, preparing.prepare(plan))
+    return tree
 
 
 def write_behaviour(root: Path, nsd_ids: np.ndarray, subject: int = 1) -> pd.DataFrame:

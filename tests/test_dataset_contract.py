@@ -31,6 +31,7 @@ READERS = {
     "demo": Reader(lambda request, _: request.getfixturevalue("demo")),
     "nsd-hdf5": Reader(lambda request, cache: request.getfixturevalue("pristine").nsd(cache)),
     "nsd-nifti": Reader(lambda request, cache: small_nsd.nifti_tree(request.getfixturevalue("pristine"), cache / "tree").nsd(cache)),
+    "nsd-prepared": Reader(lambda request, cache: small_nsd.prepared_tree(request.getfixturevalue("pristine"), cache / "tree").nsd(cache)),
 }
 
 

@@ -27,6 +27,9 @@ TRIALS = 750
 PERCENT = 300.0
 """int16 units in one percent signal change (volumes only)."""
 
+PROBED = 16
+"""Trials of a NIfTI session read to foretell the time of the whole."""
+
 Raw = npt.NDArray[np.int16]
 Stored = npt.NDArray[np.int16] | FloatArray
 
@@ -120,7 +123,22 @@ def read_columns(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:
     return _read_nifti(source, flat_index, grid) if source.suffix == ".gz" else _read_hdf5(source, flat_index, grid)
 
 
-def _read_nifti(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:
+def probe(source: Path, flat_index: IntArray, grid: files.Grid, share: float) -> float:
+    """Read a part of a session and its statistics, and return which share of the whole that was: ``share`` of the columns, or some of the volumes.
+
+    Raises
+    ------
+    DataMissing, DataInvalid
+        As :func:`read_columns`.
+    """
+    if source.suffix == ".gz":
+        _read_nifti(source, flat_index, grid, PROBED)
+        return PROBED / TRIALS
+    moments(_read_hdf5(source, flat_index, grid))
+    return share
+
+
+def _read_nifti(source: Path, flat_index: IntArray, grid: files.Grid, trials: int = TRIALS) -> Raw:
     """Read the volumes one after the other, keeping the voxels asked for: a session unpacked would take a gigabyte."""
     files.require(source, "beta file", _REMEDY)
     try:
@@ -131,7 +149,7 @@ def _read_nifti(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:
             raise DataInvalid(msg)
         with gzip.open(source) as stream:
             stream.read(inside.offset)
-            return _volumes(stream, inside.dtype, flat_index, grid)
+            return _volumes(stream, inside.dtype, flat_index, grid, trials)
     except files.UNREADABLE as error:
         if isinstance(error, DataInvalid):
             raise
@@ -139,12 +157,12 @@ def _read_nifti(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:
         raise DataInvalid(msg) from error
 
 
-def _volumes(stream: gzip.GzipFile, dtype: np.dtype[np.int16], flat_index: IntArray, grid: files.Grid) -> Raw:
+def _volumes(stream: gzip.GzipFile, dtype: np.dtype[np.int16], flat_index: IntArray, grid: files.Grid, trials: int) -> Raw:
     x, y, z = np.unravel_index(flat_index, grid)
     at = np.ravel_multi_index((z, y, x), grid[::-1])  # NIfTI lets x run fastest
     size = int(np.prod(grid)) * dtype.itemsize
-    columns = np.empty((TRIALS, len(at)), np.int16)
-    for trial in range(TRIALS):
+    columns = np.empty((trials, len(at)), np.int16)
+    for trial in range(trials):
         content = stream.read(size)
         if len(content) < size:
             msg = f"it ends in trial {trial}"
@@ -176,11 +194,12 @@ def _check(source: Path, dtype: np.dtype[np.int16], shape: tuple[int, ...], expe
 
 def _read_chunks(betas: h5py.Dataset, x: IntArray, y: IntArray, z: IntArray) -> Raw:
     """Take each voxel's one uncompressed chunk as it lies in the file, past HDF5's selection machinery."""
-    columns = np.empty((len(x), TRIALS), betas.dtype)
+    dtype = betas.dtype
+    columns = np.empty((len(x), TRIALS), dtype)
     order = np.lexsort((x, y, z))  # as the file runs
     for i, xi, yi, zi in zip(order.tolist(), x[order].tolist(), y[order].tolist(), z[order].tolist(), strict=True):
         try:
-            columns[i] = np.frombuffer(betas.id.read_direct_chunk((0, zi, yi, xi))[1], betas.dtype)
+            columns[i] = np.frombuffer(betas.id.read_direct_chunk((0, zi, yi, xi))[1], dtype)
         except (RuntimeError, OSError, ValueError):  # a chunk never written (outside the brain mask): the ordinary read gives its fill, or the true error
             columns[i] = betas[:, zi, yi, xi]
     return np.ascontiguousarray(columns.T, dtype=np.int16)

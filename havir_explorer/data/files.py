@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import os
-import tempfile
+import uuid
 import zlib
 from pathlib import Path
 
@@ -139,13 +138,13 @@ def save_array(path: Path, array: Array, what: str = "response cache", todo: str
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with part.open("xb") as file:
                 np.save(file, array)
-            Path(name).replace(path)
+            part.replace(path)
         finally:
-            Path(name).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
     except OSError as error:
         msg = f"the {what} cannot be written: {path} ({error.strerror or error}); {todo}"
         raise OutputError(msg) from error

@@ -91,7 +91,7 @@ class SubjectResponses:
     geometry: Geometry
     nsd_ids: IntArray
     training: BoolArray
-    _opened: dict[int, betas.Session] = field(default_factory=dict)
+    _opened: dict[int, betas.Session] = field(default_factory=dict, init=False)
 
     def read(self, trials: IntArray) -> FloatArray:
         """Return z-scored responses, float32 (n, n_voxels), of trials known to be at hand; raises as :meth:`session`."""
@@ -112,7 +112,8 @@ class SubjectResponses:
         """
         if number not in self._opened:
             values, statistics = self.values(number)
-            self._opened[number] = betas.scored(values, self._statistics(number, values, statistics))
+            known = statistics if statistics is not None else self.moments(number, values)
+            self._opened[number] = betas.scored(values, self._spanning if known is None else known)
         return self._opened[number]
 
     def values(self, number: int) -> tuple[betas.Stored, FloatArray | None]:
@@ -131,11 +132,10 @@ class SubjectResponses:
             prepared.check_voxels(self.root, record, self.geometry.flat_index, self.geometry.shape)
         return record
 
-    def _statistics(self, number: int, values: betas.Stored, known: FloatArray | None) -> FloatArray:
-        if known is not None:
-            return known
+    def moments(self, number: int, values: betas.Stored) -> FloatArray | None:
+        """Return mean and deviation of one session's values under the convention; None where its statistics span the sessions."""
         if self.convention.statistics == "training images":
-            return self._spanning
+            return None
         first = (number - 1) * betas.TRIALS
         trials = self.training[first : first + betas.TRIALS] if self.convention.statistics == "training trials" else None
         return betas.moments(values, trials=trials)
