@@ -10,8 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import small_nsd
+import small_releases
 
+from havir_explorer.data.algonauts import Algonauts
 from havir_explorer.data.dataset import Dataset
+from havir_explorer.data.mindeye import MindEye
 from havir_explorer.errors import DataMissing, MaskError, RequestError
 
 COLUMNS = ("session", "trial_in_session", "nsd_id", "repeat", "n_repeats", "shared", "coco_id")
@@ -32,6 +35,8 @@ READERS = {
     "nsd-hdf5": Reader(lambda request, cache: request.getfixturevalue("pristine").nsd(cache)),
     "nsd-nifti": Reader(lambda request, cache: small_nsd.nifti_tree(request.getfixturevalue("pristine"), cache / "tree").nsd(cache)),
     "nsd-prepared": Reader(lambda request, cache: small_nsd.prepared_tree(request.getfixturevalue("pristine"), cache / "tree").nsd(cache)),
+    "mindeye": Reader(lambda request, cache: MindEye(small_releases.write_mindeye(request.getfixturevalue("pristine"), cache / "tree")), side=224),
+    "algonauts": Reader(lambda _, cache: Algonauts(small_releases.write_algonauts(cache / "tree")), averaged=True, lacks=("split", "ncsnr")),
 }
 
 

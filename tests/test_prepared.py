@@ -178,10 +178,10 @@ def test_a_store_of_another_subject_or_preparation_is_refused(damaged: Tree, fie
 
 
 def test_a_replaced_original_makes_the_store_stale(damaged: Tree) -> None:
-    prepare(damaged)
+    prepare(damaged, "mindeye1")
     file = damaged.root / BETAS / "betas_session01.hdf5"
     shutil.copy(damaged.root / BETAS / "betas_session02.hdf5", file)
-    with pytest.raises(DataInvalid, match=r"older than .*betas_session01\.hdf5, which has been replaced since; rebuild"):
+    with pytest.raises(DataInvalid, match=r"older than .*betas_session01\.hdf5, which has been replaced since; rebuild .* subj01 --convention mindeye1$"):
         read(damaged)
     prepare(damaged)
     np.testing.assert_array_equal(read(damaged)[:750], read(damaged)[750:])

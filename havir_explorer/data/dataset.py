@@ -44,11 +44,14 @@ class Atlas:
         True in the right hemisphere.
     absent : tuple of str
         ROIs that the name tables list and this subject lacks.
+    sided : bool
+        False where the files do not tell hemispheres apart; ``right`` then means nothing.
     """
 
     rois: tuple[Roi, ...]
     right: BoolArray
     absent: tuple[str, ...] = ()
+    sided: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,7 +66,7 @@ class Atlas:
         Raises
         ------
         MaskError
-            Unknown name, and the sentence lists the nearest ones; or an ROI that this subject lacks.
+            Unknown name, and the sentence lists the nearest ones; an ROI that this subject lacks; a hemisphere where none is known.
         """
         side, plain = (name[:3], name[3:]) if name[:3] in ("lh.", "rh.") else ("", name)
         if plain in self.absent and plain not in self.names:
@@ -71,6 +74,9 @@ class Atlas:
             raise MaskError(msg)
         if plain not in self.names:
             msg = f"no ROI is called {name!r}; {nearest(plain, self.names)}"
+            raise MaskError(msg)
+        if side and not self.sided:
+            msg = f"{name!r} asks for one hemisphere, but these ROI masks do not tell hemispheres apart; leave {side!r} out"
             raise MaskError(msg)
         chosen = [r.voxels for r in self.rois if plain in (r.name, r.file) or r.name in (f"{plain}v", f"{plain}d")]
         union = np.logical_or.reduce(chosen)

@@ -15,6 +15,7 @@ from havir_explorer.data import behaviour, betas, design, files, prepared, regio
 from havir_explorer.data.conventions import CONVENTIONS, DEFAULT, PREPARATIONS, Convention
 from havir_explorer.data.conventions import convention as named
 from havir_explorer.data.dataset import Atlas, Geometry, SurfaceMap
+from havir_explorer.data.trials import checked_trials
 from havir_explorer.errors import DataInvalid, DataMissing, RequestError
 from havir_explorer.paths import cache_folder
 from havir_explorer.records import FloatArray, IntArray, UInt8Array
@@ -155,12 +156,8 @@ class NSD:
         DataMissing, DataInvalid, OutputError
             A beta file is absent, truncated or of another grid; the cache cannot be written.
         """
-        wanted = np.atleast_1d(np.asarray(trials))
-        if wanted.ndim != 1 or (wanted.size and not np.issubdtype(wanted.dtype, np.integer)):
-            msg = f"trials must be whole numbers in one dimension; got {wanted.dtype} of shape {wanted.shape}"
-            raise RequestError(msg)
-        self._check_trials(subject, wanted)
-        return self.measured(subject).read(wanted)
+        rows = self._trials[subject] if subject in self._trials else self.trials(subject)
+        return self.measured(subject).read(checked_trials(trials, rows.index, subject, self._root))
 
     def measured(self, subject: str) -> scores.SubjectResponses:
         """Return the subject's responses session by session, before and after z-scoring; raises as :meth:`geometry`."""
@@ -282,16 +279,6 @@ class NSD:
             raise DataMissing(msg)
         msg = f"no subject {subject!r} in {self._root}; it holds {', '.join(known)}"
         raise RequestError(msg)
-
-    def _check_trials(self, subject: str, wanted: IntArray) -> None:
-        """Raise for a trial past the sessions at hand; a gap between them is found when its file is opened."""
-        rows = self._trials[subject] if subject in self._trials else self.trials(subject)
-        last = int(rows.index[-1])
-        outside = wanted[(wanted < 0) | (wanted > last)]
-        if len(outside):
-            sessions = rows["session"].nunique()
-            msg = f"trial {outside[0]} of {subject} is out of range: the {sessions} session{'s' * (sessions > 1)} in {self._root} end with trial {last}"
-            raise RequestError(msg)
 
 
 def _recorded(root: Path) -> Convention:

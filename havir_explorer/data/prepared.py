@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from havir_explorer.data import betas, files
-from havir_explorer.data.conventions import PREPARATIONS
+from havir_explorer.data.conventions import DEFAULT, PREPARATIONS
 from havir_explorer.errors import DataInvalid
 from havir_explorer.records import FloatArray, IntArray
 
@@ -72,9 +72,9 @@ def folder(root: Path, subject: str, preparation: str) -> Path:
     return root / "prepared" / subject / PREPARATIONS[preparation]
 
 
-def rebuild(root: Path, subject: str) -> str:
+def rebuild(root: Path, subject: str, convention: str) -> str:
     """Return the command that makes the store again, for an error's sentence."""
-    return f"rebuild it with: havir prepare --dataset {root} --subject {subject}"
+    return f"rebuild it with: havir prepare --dataset {root} --subject {subject}{'' if convention == DEFAULT.name else f' --convention {convention}'}"
 
 
 def read_record(root: Path, subject: str, preparation: str) -> Record | None:
@@ -92,11 +92,12 @@ def read_record(root: Path, subject: str, preparation: str) -> Record | None:
         record = Record.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        msg = f"prepared responses of {subject} cannot be used: their record is damaged: {file} ({why}); {rebuild(root, subject)}"
+        msg = f"prepared responses of {subject} cannot be used: their record is damaged: {file} ({why}); {rebuild(root, subject, preparation)}"
         raise DataInvalid(msg) from error
     if (record.subject, record.preparation) != (subject, preparation):
         found = f"{record.subject} in preparation {record.preparation}"
-        msg = f"prepared responses of {subject} ({preparation}) cannot be used: {file} is of {found}, and the two are never mixed; {rebuild(root, subject)}"
+        again = rebuild(root, subject, preparation)
+        msg = f"prepared responses of {subject} ({preparation}) cannot be used: {file} is of {found}, and the two are never mixed; {again}"
         raise DataInvalid(msg)
     return record
 
@@ -131,7 +132,7 @@ def check_voxels(root: Path, record: Record, flat_index: IntArray, grid: files.G
     if record.grid != grid or not np.array_equal(stored, flat_index):
         msg = (
             f"prepared responses of {record.subject} hold {record.n_voxels} voxels other than the {len(flat_index)} of its ROI files: {file.parent}; "
-            f"the ROI files have changed since, so {rebuild(root, record.subject)}"
+            f"the ROI files have changed since, so {rebuild(root, record.subject, record.convention)}"
         )
         raise DataInvalid(msg)
 
@@ -175,19 +176,21 @@ def _check_source(root: Path, record: Record, session: StoredSession) -> None:
     if source.is_file():
         stat = source.stat()
         if (stat.st_size, stat.st_mtime_ns) != (session.source_bytes, session.source_mtime_ns):
-            msg = f"prepared responses of {record.subject} are older than {source}, which has been replaced since; {rebuild(root, record.subject)}"
+            again = rebuild(root, record.subject, record.convention)
+            msg = f"prepared responses of {record.subject} are older than {source}, which has been replaced since; {again}"
             raise DataInvalid(msg)
 
 
 def _read(root: Path, record: Record, file: Path, expected: str, shape: tuple[int, ...]) -> np.ndarray:
     """Map an array once its checksum and shape are right."""
+    again = rebuild(root, record.subject, record.convention)
     try:
         found = digest(file)
         array = np.load(file, mmap_mode="r") if found == expected else None
     except (OSError, ValueError, EOFError) as error:
-        msg = f"prepared responses of {record.subject} cannot be used: {file} cannot be read ({error}); {rebuild(root, record.subject)}"
+        msg = f"prepared responses of {record.subject} cannot be used: {file} cannot be read ({error}); {again}"
         raise DataInvalid(msg) from error
     if array is None or array.shape != shape:
-        msg = f"prepared responses of {record.subject} are damaged: {file} is not what was written (its checksum differs); {rebuild(root, record.subject)}"
+        msg = f"prepared responses of {record.subject} are damaged: {file} is not what was written (its checksum differs); {again}"
         raise DataInvalid(msg)
     return array

@@ -262,7 +262,7 @@ def delete_originals(made: Plan, record: Record, *, progress: Progress | None = 
         values, _ = prepared.read_session(responses.root, record, number)
         raw = betas.read_columns(source, responses.geometry.flat_index, responses.geometry.shape)
         if not np.array_equal(betas.whole_units(values), raw):
-            again = prepared.rebuild(responses.root, responses.subject)
+            again = prepared.rebuild(responses.root, responses.subject, record.convention)
             msg = f"the prepared session {number} of {responses.subject} differs from {source}, which stays; {again}"
             raise DataInvalid(msg)
         try:

@@ -57,6 +57,14 @@ def read_atlas(root: Path, subject: str) -> tuple[Geometry, Atlas]:
     return geometry, Atlas(rois, _right(left, right, geometry, subject), absent)
 
 
+def restricted(geometry: Geometry, atlas: Atlas, kept: BoolArray) -> tuple[Geometry, Atlas]:
+    """Return geometry and atlas of some of the voxels; ROIs without one of them become absent."""
+    place = Geometry(geometry.flat_index[kept], geometry.shape, geometry.affine)
+    rois = [Roi(roi.name, roi.file, roi.voxels[kept]) for roi in atlas.rois]
+    gone = [roi.name for roi in rois if not roi.voxels.any()]
+    return place, Atlas(tuple(roi for roi in rois if roi.voxels.any()), atlas.right[kept], (*atlas.absent, *gone), atlas.sided)
+
+
 def read_ctab(file: Path) -> dict[int, str]:
     """Read a name table: ``code name`` a line; code 0 (Unknown) and codes below it are left out.
 
