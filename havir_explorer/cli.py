@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from havir_explorer import __version__, cli_diffuse
+from havir_explorer import __version__, cli_diffuse, cli_prepare
 from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, quiet, table, write
 from havir_explorer.errors import HavirError, RequestError, nearest
 from havir_explorer.records import Branch, Request
@@ -330,6 +330,9 @@ def doctor(*, as_json: JsonOption = False) -> None:
         cli_doctor.show(checks)
     if not cli_doctor.usable(checks):
         raise typer.Exit(OURS)
+
+
+app.command()(cli_prepare.prepare)
 
 
 def command(arguments: Sequence[str]) -> int:

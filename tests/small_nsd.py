@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.io import savemat
 
-from havir_explorer.data import surface
+from havir_explorer.data import preparing, surface
 from havir_explorer.data.nsd import NSD
 
 NIFTI: Any = nibabel.Nifti1Image  # nibabel's constructors carry no types
@@ -45,8 +46,8 @@ class Tree:
     raw: np.ndarray  # int16 (N_TRIALS, X, Y, Z)
     nsd_ids: np.ndarray  # (N_TRIALS,)
 
-    def nsd(self, cache: Path) -> NSD:
-        return NSD(self.root, cache=cache)
+    def nsd(self, cache: Path, convention: str | None = None) -> NSD:
+        return NSD(self.root, convention=convention, cache=cache)
 
 
 def save_nifti(path: Path, values: np.ndarray) -> None:
@@ -89,6 +90,44 @@ def _write_betas(root: Path, raw: np.ndarray) -> None:
             for x, y, z in np.ndindex(GRID):
                 if (x, y, z) != MISSING_CHUNK:
                     chunked[:, z, y, x] = values[:, z, y, x]
+
+
+def write_nifti_betas(root: Path, raw: np.ndarray, session: int, folder: Path = BETAS) -> Path:
+    """Write one session as NSD's NIfTI files have it: (X, Y, Z, trial), int16, gzip."""
+    path = root / folder / f"betas_session{session:02d}.nii.gz"
+    save_nifti(path, np.ascontiguousarray(raw[(session - 1) * 750 : session * 750].transpose(1, 2, 3, 0)))
+    return path
+
+
+def nifti_tree(pristine: Tree, root: Path) -> Tree:
+    """Copy the small tree with its sessions as NIfTI files instead of HDF5."""
+    shutil.copytree(pristine.root, root)
+    for session in (1, 2):
+        write_nifti_betas(root, pristine.raw, session)
+        (root / BETAS / f"betas_session{session:02d}.hdf5").unlink()
+    return Tree(root, pristine.raw, pristine.nsd_ids)
+
+
+def prepared_tree(pristine: Tree, root: Path) -> Tree:
+    """Copy the small tree with a prepared store in the place of its beta files."""
+    shutil.copytree(pristine.root, root)
+    tree = Tree(root, pristine.raw, pristine.nsd_ids)
+    plan = preparing.plan(tree.nsd(root / "cache").measured("subj01"), "int16")
+    preparing.delete_originals(plan, preparing.prepare(plan))
+    return tree
+
+
+def write_behaviour(root: Path, nsd_ids: np.ndarray, subject: int = 1) -> pd.DataFrame:
+    """Write ``responses.tsv`` for every trial: the picture was seen before or not, and every tenth answer is missing."""
+    trial = np.arange(len(nsd_ids))
+    seen = pd.Series(nsd_ids).groupby(nsd_ids).cumcount().to_numpy() > 0
+    answered = trial % 10 != 9
+    table = pd.DataFrame({"SUBJECT": subject, "SESSION": trial // 750 + 1, "RUN": trial % 750 // 63 + 1, "TRIAL": trial % 750 % 63 + 1, "73KID": nsd_ids + 1})
+    table = table.assign(ISOLD=seen.astype(int), ISCORRECT=np.where(answered, trial % 2, np.nan), RT=np.where(answered, 500.0 + trial, np.nan))
+    path = root / FUNC.parent / "behav" / "responses.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.assign(BUTTON=np.nan, MISSINGDATA=0).to_csv(path, sep="\t", index=False)
+    return table
 
 
 def _write_transforms(root: Path) -> None:

@@ -27,7 +27,7 @@ from small_nsd import (
 from havir_explorer.data import WORLD, betas, open_dataset, regions, surface
 from havir_explorer.data.dataset import Geometry
 from havir_explorer.data.demo import write
-from havir_explorer.data.nsd import CONVENTION, NSD
+from havir_explorer.data.nsd import NSD
 from havir_explorer.errors import DataMissing, MaskError, RequestError
 
 
@@ -41,7 +41,7 @@ def _expected(tree: Tree, geometry: Geometry) -> np.ndarray:
 
 def test_subjects_are_those_with_betas(nsd: NSD) -> None:
     assert nsd.subjects() == ("subj01",)
-    assert (nsd.name, nsd.synthetic, nsd.convention) == ("NSD", False, CONVENTION)
+    assert (nsd.name, nsd.synthetic, nsd.convention) == ("NSD", False, "b3, percent signal change, z-scored per voxel within session")
 
 
 def test_trials_follow_the_one_based_design(nsd: NSD, pristine: Tree) -> None:

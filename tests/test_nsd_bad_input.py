@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import h5py
@@ -23,11 +25,13 @@ from small_nsd import (
     N_TRIALS,
     TRANSFORMS,
     Tree,
+    nifti_tree,
     save_nifti,
+    write_behaviour,
 )
 
 from havir_explorer.data.nsd import NSD
-from havir_explorer.errors import DataInvalid, DataMissing, OutputError, RequestError
+from havir_explorer.errors import DataInvalid, DataMissing, RequestError
 
 
 def test_a_folder_that_is_no_nsd_tree(tmp_path: Path) -> None:
@@ -215,17 +219,102 @@ def test_a_mesh_finer_than_the_transforms(nsd: NSD) -> None:
         nsd.surface("subj01", "fsaverage6")
 
 
-def test_unwritable_cache(pristine: Tree, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(OutputError, match=r"response cache cannot be written: .*HAVIR_CACHE"):
-        pristine.nsd(tmp_path / "cache").responses("subj01", np.array([0]))
+def test_an_unwritable_cache_costs_only_time(pristine: Tree, tmp_path: Path, nsd: NSD) -> None:
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    reader = pristine.nsd(tmp_path / "blocked")
+    with pytest.warns(UserWarning, match=r"response cache .*blocked.* cannot be written .*stay in memory.*HAVIR_CACHE"):
+        got = reader.responses("subj01", np.array([0, 749]))
+    np.testing.assert_array_equal(got, nsd.responses("subj01", np.array([0, 749])))
 
 
-def test_full_disk(pristine: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_only_time(pristine: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", no_space)
-    with pytest.raises(OutputError, match="No space left on device"):
-        pristine.nsd(tmp_path / "cache").responses("subj01", np.array([0]))
+    with pytest.warns(UserWarning, match="No space left on device"):
+        assert pristine.nsd(tmp_path / "cache").responses("subj01", np.array([0])).any()
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("harm", ["cut", "other grid", "other dtype", "scaled", "flipped"])
+def test_damaged_nifti_betas(pristine: Tree, tmp_path: Path, harm: str) -> None:
+    tree = nifti_tree(pristine, tmp_path / "tree")
+    file = tree.root / BETAS / "betas_session01.nii.gz"
+    content = file.read_bytes()
+    if harm == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif harm == "flipped":
+        file.write_bytes(content[:-6] + bytes([content[-6] ^ 255]) + content[-5:])  # gzip's checksum no longer fits
+    elif harm == "scaled":
+        header = bytearray(gzip.decompress(content))
+        header[112:120] = struct.pack("<ff", 2, 1)  # scl_slope, scl_inter
+        file.write_bytes(gzip.compress(bytes(header), 1))
+    else:
+        save_nifti(file, np.zeros((*GRID[::-1], 750) if harm == "other grid" else (*GRID, 750), np.int16 if harm == "other grid" else np.float32))
+    message = {"cut": "cannot be read to its end", "flipped": "cannot be read to its end", "scaled": "scaled by 2.0 and shifted by 1.0"}
+    with pytest.raises(DataInvalid, match=message.get(harm, re.escape("expected int16 (7, 9, 5, 750)"))):
+        tree.nsd(tmp_path).responses("subj01", np.array([0]))
+    assert not list(tmp_path.glob("*/subj01/*.npy"))
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "other grid"])
+def test_damaged_noise_ceiling(damaged: Tree, tmp_path: Path, harm: str) -> None:
+    file = damaged.root / BETAS / "ncsnr.nii.gz"
+    if harm == "gone":
+        file.unlink()
+    elif harm == "cut":
+        file.write_bytes(file.read_bytes()[:50])
+    else:
+        save_nifti(file, np.zeros(GRID[::-1], np.float32))
+    message = {"gone": "not found", "cut": "cannot be read", "other grid": "belongs to another subject"}[harm]
+    with pytest.raises(DataMissing if harm == "gone" else DataInvalid, match=f"noise ceiling file .*{message}"):
+        damaged.nsd(tmp_path).ncsnr("subj01")
+
+
+@pytest.mark.parametrize("part", ["nsd_expdesign.mat", "nsd_stim_info_merged.csv"])
+def test_missing_design_files(damaged: Tree, tmp_path: Path, part: str) -> None:
+    (damaged.root / DESIGN / part).unlink()
+    with pytest.raises(DataMissing, match=f"not found: .*{re.escape(part)}; download"):
+        damaged.nsd(tmp_path).trials("subj01")
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "other columns", "other subject", "other pictures"])
+def test_damaged_behaviour(damaged: Tree, tmp_path: Path, harm: str) -> None:
+    write_behaviour(damaged.root, damaged.nsd_ids, subject=2 if harm == "other subject" else 1)
+    file = damaged.root / FUNC.parent / "behav" / "responses.tsv"
+    lines = file.read_text().splitlines()
+    if harm == "gone":
+        file.unlink()
+    elif harm == "cut":
+        file.write_text("\n".join(lines[:900]))
+    elif harm == "other columns":
+        file.write_text("a\tb\n1\t2\n")
+    elif harm == "other pictures":
+        file.write_text("\n".join([lines[0], *lines[2:], lines[1]]))
+    sentences = {
+        "gone": "behaviour of subj01 not found",
+        "cut": "has no row for trial 899",
+        "other columns": "it needs the columns",
+        "other subject": "trial 0 differs .* another subject",
+        "other pictures": "trial 0 differs",
+    }
+    with pytest.raises((DataMissing, DataInvalid), match=sentences[harm]):
+        damaged.nsd(tmp_path).behaviour("subj01")
+
+
+def test_a_session_the_subject_never_had(damaged: Tree, tmp_path: Path) -> None:
+    shutil.copy(damaged.root / BETAS / "betas_session01.hdf5", damaged.root / BETAS / "betas_session41.hdf5")
+    with pytest.raises(DataInvalid, match=r"subj01 completed 40 sessions, but there is a session 41: .*betas_session41\.hdf5"):
+        damaged.nsd(tmp_path).trials("subj01")
+
+
+def test_truncated_transform_and_stimulus_file(damaged: Tree, tmp_path: Path) -> None:
+    file = damaged.root / TRANSFORMS / "rh.func1pt8-to-layerB1.mgz"
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(DataInvalid, match=r"volume-to-surface transform cannot be read: .*rh\.func1pt8-to-layerB1\.mgz"):
+        damaged.nsd(tmp_path).surface("subj01")
+    brick = damaged.root / BRICK
+    brick.write_bytes(brick.read_bytes()[:3000])
+    with pytest.raises(DataInvalid, match=r"nsd_stimuli\.hdf5 \([\d,]+ bytes\) is truncated or not HDF5"):
+        damaged.nsd(tmp_path).stimuli(np.array([0]))

@@ -1,4 +1,4 @@
-"""Where numbers come from: the :class:`~havir_explorer.data.dataset.Dataset` protocol, NSD's reader, and the teaching world."""
+"""Where numbers come from: the :class:`~havir_explorer.data.dataset.Dataset` protocol, its readers, and the teaching world."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+from havir_explorer.data import algonauts, mindeye
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.data.nsd import MARKER, NSD
-from havir_explorer.errors import DataMissing
+from havir_explorer.errors import DataMissing, RequestError
 from havir_explorer.paths import cache_folder
 
 __all__ = ["DEMO", "WORLD", "demo_folder", "open_dataset"]
@@ -30,7 +31,9 @@ def open_dataset(name_or_path: str | Path = DEMO, *, progress: Callable[[float, 
     Parameters
     ----------
     name_or_path : str or Path
-        ``"demo"`` for the teaching world, which is built in the cache folder when it is not there; anything else is the folder of an NSD tree.
+        ``"demo"`` for the teaching world, which is built in the cache folder when it is not there; anything else is the folder of an NSD tree,
+        of MindEye's release or of the Algonauts 2023 challenge, told by its files. An NSD tree's folder may be
+        followed by ``#`` and the name of a convention (:mod:`~havir_explorer.data.conventions`): ``/data/nsd#b2``.
     progress : callable, optional
         Called with the share done and a phrase while the teaching world is built.
 
@@ -42,16 +45,25 @@ def open_dataset(name_or_path: str | Path = DEMO, *, progress: Callable[[float, 
     ------
     DataMissing, DataInvalid
         No such folder, or not an NSD tree.
+    RequestError
+        No such convention, or one for responses that come normalised.
     OutputError
         The teaching world cannot be written.
     """
-    if name_or_path == DEMO:
-        return _open(_built(demo_folder(), progress))
-    folder = Path(name_or_path).expanduser().resolve()
-    if not str(name_or_path) or not folder.is_dir():
+    place, convention = _parts(str(name_or_path))
+    if place == DEMO:
+        return _open(_built(demo_folder(), progress), convention)
+    folder = Path(place).expanduser().resolve()
+    if not place or not folder.is_dir():
         msg = f"no data set at {str(name_or_path)!r}: {folder} is not a folder; give the folder of an NSD tree, or 'demo' for the teaching world"
         raise DataMissing(msg)
-    return _open(folder)
+    return _open(folder, convention)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Split a data set's name into the place and the convention; a folder may have a ``#`` in its own name."""
+    place, _, convention = name.rpartition("#")
+    return (place, convention) if place and not Path(name).expanduser().is_dir() else (name, "")
 
 
 def _built(folder: Path, progress: Callable[[float, str], None] | None) -> Path:
@@ -68,6 +80,12 @@ def _silent(_share: float, _phrase: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _open(folder: Path) -> NSD:
-    """Open a tree once; a failed attempt is not remembered."""
-    return NSD(folder)
+def _open(folder: Path, convention: str) -> Dataset:
+    """Open a tree once, with the reader that knows its files; a failed attempt is not remembered."""
+    for known, reader in ((mindeye.recognises, mindeye.MindEye), (algonauts.recognises, algonauts.Algonauts)):
+        if not (folder / "nsddata" / "experiments").is_dir() and known(folder):
+            if convention:
+                msg = f"the responses in {folder} come normalised ({reader.convention}); leave '#{convention}' out"
+                raise RequestError(msg)
+            return reader(folder)
+    return NSD(folder, convention=convention or None)

@@ -1,34 +1,39 @@
-"""Single-trial responses: voxel columns out of NSD's beta files, once, into a memory-mapped cache.
+"""Single-trial responses as NSD ships them: where a session's file lies, and its voxels' columns out of it.
 
-A session's file holds int16 ``betas`` of shape (750, Z, Y, X) in chunks of one voxel by 750 trials, so one trial touches every chunk:
-reading by trial takes seconds to minutes, reading by voxel column a fraction of a second.
+An HDF5 session holds int16 ``betas`` of shape (750, Z, Y, X) in chunks of one voxel by 750 trials, so one trial touches every chunk:
+reading by trial takes seconds to minutes, reading by voxel column a fraction of a second. A NIfTI session is one gzip stream of volumes
+(X, Y, Z), trial after trial, which must be read whole.
 """
 
 from __future__ import annotations
 
-import hashlib
+import gzip
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import h5py
+import nibabel
 import numpy as np
 import numpy.typing as npt
 
 from havir_explorer.data import files
-from havir_explorer.errors import DataInvalid, DataMissing
-from havir_explorer.records import FloatArray, IntArray
+from havir_explorer.data.conventions import DEFAULT, PREPARATIONS
+from havir_explorer.errors import DataInvalid
+from havir_explorer.records import BoolArray, FloatArray, IntArray
 
-VERSION = "betas_fithrf_GLMdenoise_RR"
-"""Folder of the betas used: NSD's "b3"."""
 TRIALS = 750
 """Trials in every NSD session."""
 PERCENT = 300.0
 """int16 units in one percent signal change (volumes only)."""
 
-Raw = npt.NDArray[np.int16]
-Scalar = TypeVar("Scalar", bound=np.generic)
+PROBED = 16
+"""Trials of a NIfTI session read to foretell the time of the whole."""
 
+Raw = npt.NDArray[np.int16]
+Stored = npt.NDArray[np.int16] | FloatArray
+
+_FILE = re.compile(r"betas_session(\d{2})\.(hdf5|nii\.gz)")
 _REMEDY = "download it again from the natural-scenes-dataset bucket"
 
 
@@ -38,13 +43,13 @@ class Session:
 
     Parameters
     ----------
-    raw : int16 (750, n_voxels), memory-mapped
-        Percent signal change times 300.
+    raw : int16 or float32 (750, n_voxels), often memory-mapped
+        Percent signal change times 300, or percent signal change.
     scale, offset : float32 (n_voxels,)
-        ``raw * scale - offset`` is the response z-scored over the session; both 0 where a voxel does not vary.
+        ``raw * scale - offset`` is the z-scored response; both 0 where a voxel does not vary.
     """
 
-    raw: Raw
+    raw: Stored
     scale: FloatArray
     offset: FloatArray
 
@@ -56,20 +61,42 @@ class Session:
         return values
 
 
-def folder(root: Path, subject: str) -> Path:
+def scored(raw: Stored, statistics: FloatArray) -> Session:
+    """Join a session's values with the mean and standard deviation, float32 (2, n_voxels) in percent, that z-score them."""
+    mean, std = np.asarray(statistics)
+    varies = std > 0
+    scale = np.divide(1 / unit(raw.dtype), std, out=np.zeros_like(std), where=varies)
+    offset = np.divide(mean, std, out=np.zeros_like(std), where=varies)
+    return Session(raw, scale, offset)
+
+
+def unit(dtype: npt.DTypeLike) -> float:
+    """Return how many units of stored values make one percent signal change."""
+    return PERCENT if np.dtype(dtype) == np.int16 else 1.0
+
+
+def whole_units(values: Stored) -> npt.NDArray[np.float64]:
+    """Return values in percent times 300: whole numbers, so that sums are exact and a constant voxel's deviation is exactly 0."""
+    return np.rint(values.astype(np.float64) * (PERCENT / unit(values.dtype)))
+
+
+def folder(root: Path, subject: str, preparation: str = DEFAULT.preparation) -> Path:
     """Return the folder of a subject's betas."""
-    return root / "nsddata_betas" / "ppdata" / subject / "func1pt8mm" / VERSION
+    return root / "nsddata_betas" / "ppdata" / subject / "func1pt8mm" / PREPARATIONS[preparation]
 
 
-def path(root: Path, subject: str, session: int) -> Path:
-    """Return the file of a 1-based session."""
-    return folder(root, subject) / f"betas_session{session:02d}.hdf5"
+def path(root: Path, subject: str, session: int, preparation: str = DEFAULT.preparation) -> Path:
+    """Return the file of a 1-based session: HDF5 unless only NIfTI is there."""
+    stem = folder(root, subject, preparation) / f"betas_session{session:02d}"
+    nifti = stem.with_name(f"{stem.name}.nii.gz")
+    columns = stem.with_name(f"{stem.name}.hdf5")
+    return nifti if nifti.is_file() and not columns.is_file() else columns
 
 
-def sessions(root: Path, subject: str) -> tuple[int, ...]:
+def sessions(root: Path, subject: str, preparation: str = DEFAULT.preparation) -> tuple[int, ...]:
     """Return the 1-based sessions whose file exists, in order; they need not be contiguous."""
-    numbers = (p.stem.removeprefix("betas_session") for p in folder(root, subject).glob("betas_session*.hdf5"))
-    return tuple(sorted(int(n) for n in numbers if n.isdecimal()))
+    found = (_FILE.fullmatch(p.name) for p in folder(root, subject, preparation).glob("betas_session*"))
+    return tuple(sorted({int(match[1]) for match in found if match}))
 
 
 def read_columns(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:
@@ -78,11 +105,11 @@ def read_columns(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:
     Parameters
     ----------
     source : Path
-        ``betas_sessionNN.hdf5``.
+        ``betas_sessionNN.hdf5`` or ``betas_sessionNN.nii.gz``.
     flat_index : int64 (n_voxels,)
         C-order indices into the NIfTI grid.
     grid : (int, int, int)
-        NIfTI (X, Y, Z); the file's axes are (trial, Z, Y, X).
+        NIfTI (X, Y, Z).
 
     Returns
     -------
@@ -93,12 +120,62 @@ def read_columns(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:
     DataMissing, DataInvalid
         Absent; truncated, of another grid or not int16.
     """
+    return _read_nifti(source, flat_index, grid) if source.suffix == ".gz" else _read_hdf5(source, flat_index, grid)
+
+
+def probe(source: Path, flat_index: IntArray, grid: files.Grid, share: float) -> float:
+    """Read a part of a session and its statistics, and return which share of the whole that was: ``share`` of the columns, or some of the volumes.
+
+    Raises
+    ------
+    DataMissing, DataInvalid
+        As :func:`read_columns`.
+    """
+    if source.suffix == ".gz":
+        _read_nifti(source, flat_index, grid, PROBED)
+        return PROBED / TRIALS
+    moments(_read_hdf5(source, flat_index, grid))
+    return share
+
+
+def _read_nifti(source: Path, flat_index: IntArray, grid: files.Grid, trials: int = TRIALS) -> Raw:
+    """Read the volumes one after the other, keeping the voxels asked for: a session unpacked would take a gigabyte."""
+    files.require(source, "beta file", _REMEDY)
+    try:
+        inside = nibabel.load(source).dataobj  # type: ignore[attr-defined]
+        _check(source, inside.dtype.newbyteorder("="), inside.shape, (*grid, TRIALS), "(X, Y, Z, trial)")
+        if (inside.slope, inside.inter) != (1.0, 0.0):
+            msg = f"beta file asks for its values to be scaled by {inside.slope} and shifted by {inside.inter}, which NSD's do not: {source}; {_REMEDY}"
+            raise DataInvalid(msg)
+        with gzip.open(source) as stream:
+            stream.read(inside.offset)
+            return _volumes(stream, inside.dtype, flat_index, grid, trials)
+    except files.UNREADABLE as error:
+        if isinstance(error, DataInvalid):
+            raise
+        msg = f"beta file cannot be read to its end: {source} ({error or type(error).__name__}); it looks truncated, so {_REMEDY}"
+        raise DataInvalid(msg) from error
+
+
+def _volumes(stream: gzip.GzipFile, dtype: np.dtype[np.int16], flat_index: IntArray, grid: files.Grid, trials: int) -> Raw:
+    x, y, z = np.unravel_index(flat_index, grid)
+    at = np.ravel_multi_index((z, y, x), grid[::-1])  # NIfTI lets x run fastest
+    size = int(np.prod(grid)) * dtype.itemsize
+    columns = np.empty((trials, len(at)), np.int16)
+    for trial in range(trials):
+        content = stream.read(size)
+        if len(content) < size:
+            msg = f"it ends in trial {trial}"
+            raise EOFError(msg)
+        columns[trial] = np.frombuffer(content, dtype)[at]
+    stream.read(1)  # past the last volume lies gzip's checksum
+    return columns
+
+
+def _read_hdf5(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:
     file, betas = files.hdf5(source, "beta file", _REMEDY, "betas")
     with file:
-        expected = (TRIALS, *grid[::-1])
-        if betas.shape != expected or betas.dtype != np.int16:
-            msg = f"beta file holds {betas.dtype} {betas.shape}, expected int16 {expected} (trial, Z, Y, X): {source}; it belongs to another subject or grid"
-            raise DataInvalid(msg)
+        _check(source, betas.dtype, betas.shape, (TRIALS, *grid[::-1]), "(trial, Z, Y, X)")
         x, y, z = np.unravel_index(flat_index, grid)
         try:
             if betas.chunks == (TRIALS, 1, 1, 1) and betas.id.get_create_plist().get_nfilters() == 0:
@@ -109,12 +186,20 @@ def read_columns(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:
             raise DataInvalid(msg) from error
 
 
+def _check(source: Path, dtype: np.dtype[np.int16], shape: tuple[int, ...], expected: tuple[int, ...], axes: str) -> None:
+    if shape != expected or dtype != np.int16:
+        msg = f"beta file holds {dtype} {shape}, expected int16 {expected} {axes}: {source}; it belongs to another subject or grid"
+        raise DataInvalid(msg)
+
+
 def _read_chunks(betas: h5py.Dataset, x: IntArray, y: IntArray, z: IntArray) -> Raw:
     """Take each voxel's one uncompressed chunk as it lies in the file, past HDF5's selection machinery."""
-    columns = np.empty((len(x), TRIALS), betas.dtype)
-    for i, (xi, yi, zi) in enumerate(zip(x.tolist(), y.tolist(), z.tolist(), strict=True)):
+    dtype = betas.dtype
+    columns = np.empty((len(x), TRIALS), dtype)
+    order = np.lexsort((x, y, z))  # as the file runs
+    for i, xi, yi, zi in zip(order.tolist(), x[order].tolist(), y[order].tolist(), z[order].tolist(), strict=True):
         try:
-            columns[i] = np.frombuffer(betas.id.read_direct_chunk((0, zi, yi, xi))[1], betas.dtype)
+            columns[i] = np.frombuffer(betas.id.read_direct_chunk((0, zi, yi, xi))[1], dtype)
         except (RuntimeError, OSError, ValueError):  # a chunk never written (outside the brain mask): the ordinary read gives its fill, or the true error
             columns[i] = betas[:, zi, yi, xi]
     return np.ascontiguousarray(columns.T, dtype=np.int16)
@@ -131,57 +216,11 @@ def _read_slices(betas: h5py.Dataset, x: IntArray, y: IntArray, z: IntArray) -> 
     return columns
 
 
-def moments(raw: Raw, block: int = 4096) -> FloatArray:
-    """Return float32 (2, n_voxels): mean and standard deviation (ddof 0) over the trials, in percent signal change."""
+def moments(raw: Stored, block: int = 4096, trials: BoolArray | None = None) -> FloatArray:
+    """Return float32 (2, n_voxels): mean and standard deviation (ddof 0) over the trials, or some of them, in percent signal change."""
     result = np.empty((2, raw.shape[1]), np.float32)
+    rows = slice(None) if trials is None else trials
     for start in range(0, raw.shape[1], block):  # float64 sums without a float64 copy of the whole session
-        columns = raw[:, start : start + block].astype(np.float64)  # in whole units, so that a constant voxel's deviation is exactly 0
+        columns = whole_units(raw[rows, start : start + block])
         result[:, start : start + block] = columns.mean(axis=0) / PERCENT, columns.std(axis=0) / PERCENT
     return result
-
-
-def load_session(root: Path, subject: str, session: int, flat_index: IntArray, grid: files.Grid, cache: Path) -> Session:
-    """Return a session's responses from the cache, filling it first where it is absent, stale or damaged.
-
-    Parameters
-    ----------
-    cache : Path
-        Folder of this tree's and subject's cache. A file's name carries a digest of the beta file's size and date and of the voxels,
-        so that neither can change unnoticed.
-
-    Raises
-    ------
-    DataMissing, DataInvalid, OutputError
-    """
-    source = path(root, subject, session)
-    if not source.is_file():
-        msg = f"betas of {subject}, session {session} not found: {source}; download that file or choose a trial of another session"
-        raise DataMissing(msg)
-    stat = source.stat()
-    digest = hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns} {grid}".encode() + flat_index.astype("<i8").tobytes()).hexdigest()[:16]
-    stem = f"session{session:02d}"
-    values, means = cache / f"{stem}-{digest}.npy", cache / f"{stem}-{digest}.moments.npy"
-    raw: Raw | None = _mapped(values, (TRIALS, len(flat_index)), np.dtype(np.int16))
-    stats: FloatArray | None = _mapped(means, (2, len(flat_index)), np.dtype(np.float32))
-    if raw is None or stats is None:
-        fresh = read_columns(source, flat_index, grid)
-        for old in cache.glob(f"{stem}-*.npy"):
-            if digest not in old.name:  # another thread may be filling this very session
-                old.unlink(missing_ok=True)
-        files.save_array(values, fresh)
-        files.save_array(means, moments(fresh))
-        raw, stats = np.load(values, mmap_mode="r"), np.load(means)
-    mean, std = np.asarray(stats)
-    varies = std > 0
-    scale = np.divide(1 / PERCENT, std, out=np.zeros_like(std), where=varies)
-    offset = np.divide(mean, std, out=np.zeros_like(std), where=varies)
-    return Session(raw, scale, offset)
-
-
-def _mapped(file: Path, shape: tuple[int, int], dtype: np.dtype[Scalar]) -> npt.NDArray[Scalar] | None:
-    """Map a cached array; None when it is absent, cut short or of another shape."""
-    try:
-        array = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if array.shape == shape and array.dtype == dtype else None

@@ -42,10 +42,16 @@ class Atlas:
         In file order, then code order. ROIs the subject lacks (no voxel) are left out.
     right : bool (n_voxels,)
         True in the right hemisphere.
+    absent : tuple of str
+        ROIs that the name tables list and this subject lacks.
+    sided : bool
+        False where the files do not tell hemispheres apart; ``right`` then means nothing.
     """
 
     rois: tuple[Roi, ...]
     right: BoolArray
+    absent: tuple[str, ...] = ()
+    sided: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,11 +66,17 @@ class Atlas:
         Raises
         ------
         MaskError
-            Unknown name; the sentence lists the nearest ones.
+            Unknown name, and the sentence lists the nearest ones; an ROI that this subject lacks; a hemisphere where none is known.
         """
         side, plain = (name[:3], name[3:]) if name[:3] in ("lh.", "rh.") else ("", name)
+        if plain in self.absent and plain not in self.names:
+            msg = f"none of this subject's {len(self.right)} voxels lies in ROI {name!r}, which its name table lists; leave it out"
+            raise MaskError(msg)
         if plain not in self.names:
             msg = f"no ROI is called {name!r}; {nearest(plain, self.names)}"
+            raise MaskError(msg)
+        if side and not self.sided:
+            msg = f"{name!r} asks for one hemisphere, but these ROI masks do not tell hemispheres apart; leave {side!r} out"
             raise MaskError(msg)
         chosen = [r.voxels for r in self.rois if plain in (r.name, r.file) or r.name in (f"{plain}v", f"{plain}d")]
         union = np.logical_or.reduce(chosen)
@@ -128,8 +140,11 @@ class Dataset(Protocol):
     def trials(self, subject: str) -> pd.DataFrame:
         """Return one row a trial, indexed by the 0-based trial of the experiment.
 
-        Columns: session (1-based), trial_in_session, nsd_id and repeat (0-based), n_repeats (available in this tree), shared (bool), coco_id.
+        Columns: session (1-based), trial_in_session, nsd_id and repeat (0-based), n_repeats (available in this tree), shared (bool), coco_id
+        (-1 where the files do not tell).
         """
+    def split(self, subject: str, name: str) -> IntArray:
+        """Test pictures by a published rule (``shared1000``, ``shared982``, ``special515``): sorted nsd_ids, int64 (n,)."""
     def responses(self, subject: str, trials: IntArray) -> FloatArray:
         """Z-scored responses, float32 (n_trials, n_voxels)."""
     def stimuli(self, nsd_ids: IntArray) -> UInt8Array:

@@ -19,6 +19,8 @@ from havir_explorer.records import IntArray
 _FOLDER = Path("nsddata", "experiments", "nsd")
 DESIGN = _FOLDER / "nsd_expdesign.mat"
 STIM_INFO = _FOLDER / "nsd_stim_info_merged.csv"
+SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)
+"""Sessions that subjects 1 to 8 completed."""
 _REMEDY = "download it from the natural-scenes-dataset bucket (nsddata/experiments/nsd)"
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import os
-import tempfile
+import uuid
 import zlib
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from havir_explorer.errors import DataInvalid, DataMissing, OutputError
 Array = npt.NDArray[np.generic]
 Grid = tuple[int, int, int]
 
-_UNREADABLE = (ImageFileError, OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile)
+UNREADABLE = (ImageFileError, OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile)
+"""What libraries raise for a file that is cut short or is something else."""
 
 
 def require(path: Path, what: str, todo: str) -> Path:
@@ -62,7 +62,7 @@ def volume(path: Path, what: str, grid: Grid | None = None) -> tuple[Array, npt.
     try:
         image = nibabel.load(path)
         values, affine = np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         msg = f"{what} cannot be read: {path} ({error or type(error).__name__}); it looks truncated, so download it again"
         raise DataInvalid(msg) from error
     if values.ndim != 3 or (grid is not None and values.shape != grid):
@@ -86,7 +86,7 @@ def vertex_table(path: Path, what: str, columns: int) -> npt.NDArray[np.float64]
     require(path, what, "download the subject's transforms folder")
     try:
         values = np.asarray(nibabel.load(path).dataobj, dtype=np.float64)  # type: ignore[attr-defined]
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         msg = f"{what} cannot be read: {path} ({error or type(error).__name__}); it looks truncated, so download it again"
         raise DataInvalid(msg) from error
     if values.size == 0 or values.size % columns or values.shape[0] != values.size // columns:
@@ -121,8 +121,15 @@ def hdf5(path: Path, what: str, todo: str, dataset: str) -> tuple[h5py.File, h5p
     return file, file[dataset]
 
 
-def save_array(path: Path, array: Array) -> None:
+def save_array(path: Path, array: Array, what: str = "response cache", todo: str = "free some space or point HAVIR_CACHE to another folder") -> None:
     """Write ``array`` as ``.npy``: under a temporary name first, so that no half-written file ever carries the real one.
+
+    Parameters
+    ----------
+    path : Path
+    array : array
+    what, todo : str
+        What is written and what the user can do, for the error's sentence.
 
     Raises
     ------
@@ -131,13 +138,13 @@ def save_array(path: Path, array: Array) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with part.open("xb") as file:
                 np.save(file, array)
-            Path(name).replace(path)
+            part.replace(path)
         finally:
-            Path(name).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
     except OSError as error:
-        msg = f"the response cache cannot be written: {path} ({error.strerror or error}); free some space or point HAVIR_CACHE to another folder"
+        msg = f"the {what} cannot be written: {path} ({error.strerror or error}); {todo}"
         raise OutputError(msg) from error

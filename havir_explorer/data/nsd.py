@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from havir_explorer.data import betas, design, files, regions, stimuli, surface
+from havir_explorer.data import behaviour, betas, design, files, prepared, regions, scores, splits, stimuli, surface
+from havir_explorer.data.conventions import CONVENTIONS, DEFAULT, PREPARATIONS, Convention
+from havir_explorer.data.conventions import convention as named
 from havir_explorer.data.dataset import Atlas, Geometry, SurfaceMap
+from havir_explorer.data.trials import checked_trials
 from havir_explorer.errors import DataInvalid, DataMissing, RequestError
 from havir_explorer.paths import cache_folder
 from havir_explorer.records import FloatArray, IntArray, UInt8Array
 
-CONVENTION = "b3, percent signal change, z-scored per voxel within session"
 MARKER = "synthetic.json"
 """File at the root of a generated tree: ``{"synthetic": true, "name": …}``."""
 
@@ -30,27 +32,32 @@ class NSD:
     root : Path or str
         Folder that holds ``nsddata``, ``nsddata_betas`` and ``nsddata_stimuli``. Partial trees are fine: a subject counts when it has betas,
         and its trials are those of the sessions at hand.
+    convention : str, optional
+        How responses are normalised, by name (:mod:`havir_explorer.data.conventions`); by default that of the tree's prepared stores, or ``b3``.
     cache : Path, optional
         Where response caches go; by default ``responses`` in the user's cache folder.
 
     Raises
     ------
-    DataMissing
-        No such folder, or not an NSD tree.
+    DataMissing, DataInvalid
+        No such folder, or not an NSD tree; stores prepared under two conventions.
+    RequestError
+        No such convention.
     """
 
-    def __init__(self, root: Path | str, *, cache: Path | None = None) -> None:
+    def __init__(self, root: Path | str, *, convention: str | None = None, cache: Path | None = None) -> None:
         self._root = Path(root).expanduser().resolve()
         if not self._root.is_dir():
             msg = f"data folder not found: {self._root}; give the folder of an NSD tree, or 'demo' for the teaching world"
             raise DataMissing(msg)
         self._design = design.read_design(self._root)
+        self._convention = named(convention) if convention else _recorded(self._root)
         digest = hashlib.sha256(str(self._root).encode()).hexdigest()[:16]
         self._cache = (cache or cache_folder() / "responses") / digest
         self._trials: dict[str, pd.DataFrame] = {}
         self._regions: dict[str, tuple[Geometry, Atlas]] = {}
         self._surfaces: dict[tuple[str, str], SurfaceMap] = {}
-        self._sessions: dict[tuple[str, int], betas.Session] = {}
+        self._responses: dict[str, scores.SubjectResponses] = {}
 
     @property
     def name(self) -> str:
@@ -70,7 +77,7 @@ class NSD:
     @property
     def convention(self) -> str:
         """How responses are normalised, in words."""
-        return CONVENTION
+        return self._convention.words
 
     @cached_property
     def _marker(self) -> dict[str, object]:
@@ -94,9 +101,13 @@ class NSD:
         return stimuli.read_captions(self._root)
 
     def subjects(self) -> tuple[str, ...]:
-        """Return the subjects that have betas, in order."""
+        """Return the subjects that have betas of the convention's preparation, in order."""
+        return self._with_betas(self._convention.preparation)
+
+    def _with_betas(self, preparation: str) -> tuple[str, ...]:
         known = [f"subj{i + 1:02d}" for i in range(len(self._design.images))]
-        return tuple(s for s in known if betas.sessions(self._root, s))
+        stored = {s for s in known if (prepared.folder(self._root, s, preparation) / prepared.RECORD).is_file()}
+        return tuple(s for s in known if s in stored or betas.sessions(self._root, s, preparation))
 
     def trials(self, subject: str) -> pd.DataFrame:
         """Return one row a trial of the sessions at hand.
@@ -114,8 +125,13 @@ class NSD:
         """
         if subject not in self._trials:
             self._check(subject)
-            self._trials[subject] = design.trial_table(self._design, self._coco_ids, subject, betas.sessions(self._root, subject))
+            self._trials[subject] = design.trial_table(self._design, self._coco_ids, subject, self.sessions(subject))
         return self._trials[subject].copy()
+
+    def split(self, subject: str, name: str) -> IntArray:
+        """Return the test pictures of a split; raises as :func:`~havir_explorer.data.splits.split_pictures`, and for an unknown subject."""
+        self._check(subject)
+        return splits.split_pictures(self._design, subject, name)
 
     def responses(self, subject: str, trials: IntArray) -> FloatArray:
         """Return z-scored responses.
@@ -140,17 +156,47 @@ class NSD:
         DataMissing, DataInvalid, OutputError
             A beta file is absent, truncated or of another grid; the cache cannot be written.
         """
-        wanted = np.atleast_1d(np.asarray(trials))
-        if wanted.ndim != 1 or (wanted.size and not np.issubdtype(wanted.dtype, np.integer)):
-            msg = f"trials must be whole numbers in one dimension; got {wanted.dtype} of shape {wanted.shape}"
-            raise RequestError(msg)
-        self._check_trials(subject, wanted)
-        session = wanted // betas.TRIALS + 1
-        result = np.empty((len(wanted), len(self.geometry(subject).flat_index)), np.float32)
-        for number in np.unique(session).tolist():
-            rows = np.flatnonzero(session == number)
-            result[rows] = self._session(subject, number).zscored(wanted[rows] % betas.TRIALS)
-        return result
+        rows = self._trials[subject] if subject in self._trials else self.trials(subject)
+        return self.measured(subject).read(checked_trials(trials, rows.index, subject, self._root))
+
+    def measured(self, subject: str) -> scores.SubjectResponses:
+        """Return the subject's responses session by session, before and after z-scoring; raises as :meth:`geometry`."""
+        if subject not in self._responses:
+            ids = self._design.nsd_ids(subject)
+            training, place = ~np.isin(ids, self._design.shared), self.geometry(subject)
+            self._responses[subject] = scores.SubjectResponses(self._root, self._cache_of(subject), subject, self._convention, place, ids, training)
+        return self._responses[subject]
+
+    def _cache_of(self, subject: str) -> Path:
+        preparation = self._convention.preparation
+        return self._cache / (subject if preparation == DEFAULT.preparation else f"{subject}-{preparation}")
+
+    def sessions(self, subject: str) -> tuple[int, ...]:
+        """Return the 1-based sessions at hand that the convention reads, in order.
+
+        Raises
+        ------
+        DataInvalid
+            A session that this subject never had; a damaged store.
+        """
+        preparation = self._convention.preparation
+        completed = design.SESSIONS[int(subject.removeprefix("subj")) - 1]
+        last = max(betas.sessions(self._root, subject, preparation), default=0)
+        if last > completed:
+            file = betas.path(self._root, subject, last, preparation)
+            msg = f"{subject} completed {completed} sessions, but there is a session {last}: {file}; it belongs to another subject, so take it out"
+            raise DataInvalid(msg)
+        return scores.available(self._root, subject, self._convention)
+
+    def behaviour(self, subject: str) -> pd.DataFrame:
+        """Return what the subject answered in the trials at hand; columns and errors as :func:`~havir_explorer.data.behaviour.read_behaviour`."""
+        trials = self.trials(subject).index
+        answers = behaviour.read_behaviour(self._root, subject, self._design.nsd_ids(subject))
+        gone = trials.difference(answers.index)
+        if len(gone):
+            msg = f"behaviour of {subject} has no row for trial {gone[0]}, whose betas are here; responses.tsv is cut short, so download it again"
+            raise DataInvalid(msg)
+        return answers.loc[trials]
 
     def prepare(self, subject: str, *, progress: Callable[[float, str], None] | None = None) -> None:
         """Fill the response cache of every session at hand.
@@ -162,11 +208,11 @@ class NSD:
             Called with the share done and a phrase. An exception it raises stops the work; finished sessions stay.
         """
         self._check(subject)
-        sessions = betas.sessions(self._root, subject)
+        sessions = self.sessions(subject)
         for done, number in enumerate(sessions):
             if progress is not None:
                 progress(done / len(sessions), f"{subject}: reading session {number}")
-            self._session(subject, number)
+            self.measured(subject).session(number)
 
     def stimuli(self, nsd_ids: IntArray) -> UInt8Array:
         """Return pictures, uint8 (n, 425, 425, 3), in the order asked for; raises as :func:`~havir_explorer.data.stimuli.read_stimuli`."""
@@ -201,7 +247,7 @@ class NSD:
         RequestError, DataMissing, DataInvalid
         """
         geometry = self.geometry(subject)
-        values, _ = files.volume(betas.folder(self._root, subject) / "ncsnr.nii.gz", "noise ceiling file", geometry.shape)
+        values, _ = files.volume(betas.folder(self._root, subject, self._convention.preparation) / "ncsnr.nii.gz", "noise ceiling file", geometry.shape)
         return np.nan_to_num(values.ravel()[geometry.flat_index].astype(np.float32), nan=0, posinf=0, neginf=0)
 
     def surface(self, subject: str, mesh: str = "") -> SurfaceMap:
@@ -218,30 +264,29 @@ class NSD:
             self._regions[subject] = regions.read_atlas(self._root, subject)
         return self._regions[subject]
 
-    def _session(self, subject: str, number: int) -> betas.Session:
-        key = (subject, number)
-        if key not in self._sessions:
-            geometry = self.geometry(subject)
-            self._sessions[key] = betas.load_session(self._root, subject, number, geometry.flat_index, geometry.shape, self._cache / subject)
-        return self._sessions[key]
-
     def _check(self, subject: str) -> None:
         """Raise unless ``subject`` is one of the tree's."""
         known = self.subjects()
         if subject in known:
             return
+        name = self._convention.preparation
+        others = [other for other in PREPARATIONS if subject in self._with_betas(other)]
+        if others:
+            msg = f"{subject} has {others[0]} betas only and {self._root} is read as {name}: preparations are never mixed; open {self._root}#{others[0]}"
+            raise RequestError(msg)
         if not known:
-            msg = f"no betas in {self._root}: expected {betas.path(self._root, 'subjXX', 1)}; download at least one session"
+            msg = f"no betas in {self._root}: expected {betas.path(self._root, 'subjXX', 1, name)}; download at least one session"
             raise DataMissing(msg)
         msg = f"no subject {subject!r} in {self._root}; it holds {', '.join(known)}"
         raise RequestError(msg)
 
-    def _check_trials(self, subject: str, wanted: IntArray) -> None:
-        """Raise for a trial past the sessions at hand; a gap between them is found when its file is opened."""
-        rows = self._trials[subject] if subject in self._trials else self.trials(subject)
-        last = int(rows.index[-1])
-        outside = wanted[(wanted < 0) | (wanted > last)]
-        if len(outside):
-            sessions = rows["session"].nunique()
-            msg = f"trial {outside[0]} of {subject} is out of range: the {sessions} session{'s' * (sessions > 1)} in {self._root} end with trial {last}"
-            raise RequestError(msg)
+
+def _recorded(root: Path) -> Convention:
+    """Return the convention that the tree's stores were prepared under; NSD's b3 when there is none."""
+    found = prepared.conventions(root)
+    names = sorted(set(found.values()) & set(CONVENTIONS))
+    if len(names) > 1:
+        which = ", ".join(f"{store} as {name}" for store, name in found.items())
+        msg = f"the stores of {root} were prepared under different conventions ({which}), which are never mixed; open {root}#{names[0]} or {root}#{names[1]}"
+        raise DataInvalid(msg)
+    return named(names[0]) if names else DEFAULT

@@ -52,9 +52,17 @@ def read_atlas(root: Path, subject: str) -> tuple[Geometry, Atlas]:
         msg = f"no voxel of {subject} is labelled: every ROI file in {folder} is empty; download the folder again"
         raise DataInvalid(msg)
     geometry, at = Geometry(flat, grid, affine), np.unravel_index(flat, grid)
-    rois = _rois(root, subject, {name: codes[at] for name, codes in volumes.items()})
+    rois, absent = _rois(root, subject, {name: codes[at] for name, codes in volumes.items()})
     left, right = (np.logical_or.reduce([_codes(folder / f"{side}.{name}.nii.gz", grid)[at] > 0 for name in volumes]) for side in ("lh", "rh"))
-    return geometry, Atlas(rois, _right(left, right, geometry, subject))
+    return geometry, Atlas(rois, _right(left, right, geometry, subject), absent)
+
+
+def restricted(geometry: Geometry, atlas: Atlas, kept: BoolArray) -> tuple[Geometry, Atlas]:
+    """Return geometry and atlas of some of the voxels; ROIs without one of them become absent."""
+    place = Geometry(geometry.flat_index[kept], geometry.shape, geometry.affine)
+    rois = [Roi(roi.name, roi.file, roi.voxels[kept]) for roi in atlas.rois]
+    gone = [roi.name for roi in rois if not roi.voxels.any()]
+    return place, Atlas(tuple(roi for roi in rois if roi.voxels.any()), atlas.right[kept], (*atlas.absent, *gone), atlas.sided)
 
 
 def read_ctab(file: Path) -> dict[int, str]:
@@ -102,9 +110,10 @@ def _ctab(root: Path, subject: str, name: str) -> dict[int, str]:
     raise DataMissing(msg)
 
 
-def _rois(root: Path, subject: str, labels: dict[str, Codes]) -> tuple[Roi, ...]:
-    """Name the regions that have a voxel; no name is used for two files."""
+def _rois(root: Path, subject: str, labels: dict[str, Codes]) -> tuple[tuple[Roi, ...], tuple[str, ...]]:
+    """Name the regions that have a voxel, and those that have none; no name is used for two files."""
     rois: list[Roi] = []
+    absent: list[str] = []
     taken: set[str] = set()
     for file, codes in labels.items():
         table = _ctab(root, subject, file)
@@ -115,8 +124,9 @@ def _rois(root: Path, subject: str, labels: dict[str, Codes]) -> tuple[Roi, ...]
         named = [(name, codes == code) for code, name in sorted(table.items())]
         fresh = [Roi(f"{file}.{name}" if name in taken else name, file, voxels) for name, voxels in named if voxels.any()]
         rois += fresh
+        absent += [name for name, voxels in named if not voxels.any()]
         taken |= {roi.name for roi in fresh} | {roi.name[:-1] for roi in fresh if roi.name[-1:] in ("v", "d")}
-    return tuple(rois)
+    return tuple(rois), tuple(dict.fromkeys(absent))
 
 
 def _right(left: BoolArray, right: BoolArray, geometry: Geometry, subject: str) -> BoolArray:

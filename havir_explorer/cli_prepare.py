@@ -1,0 +1,94 @@
+"""``havir prepare``: a subject's betas into the compact store that is mapped into memory, with what it will cost said first."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from havir_explorer.cli_show import console, emit, progress_bar
+from havir_explorer.errors import RequestError
+
+if TYPE_CHECKING:
+    from havir_explorer.data.nsd import NSD
+    from havir_explorer.data.prepared import Dtype
+    from havir_explorer.data.preparing import Plan
+
+
+def prepare(
+    *,
+    dataset: Annotated[str, typer.Option("--dataset", help="'demo', or the folder of an NSD tree.")] = "demo",
+    subject: Annotated[str, typer.Option("--subject", help="subj01 and so on.")] = "subj01",
+    dtype: Annotated[str, typer.Option("--dtype", help="int16 as NSD's files have it, or float32 percent signal change.")] = "int16",
+    convention: Annotated[str | None, typer.Option("--convention", help="b1, b2, b3, brain-diffuser, mindeye1 or mindeye2. [the store's; b3]")] = None,
+    workers: Annotated[int, typer.Option("--workers", help="Sessions read side by side, a process each.")] = 1,
+    delete_originals: Annotated[bool, typer.Option("--delete-originals", help="Delete each beta file once the store was compared with it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Copy the voxels in use out of a subject's beta files into a compact store; run it again to go on after a stop."""
+    from havir_explorer.data import preparing
+
+    if workers < 1:
+        msg = f"--workers must be 1 or more; got {workers}"
+        raise RequestError(msg)
+    tree = _tree(dataset, convention)
+    with progress_bar(f"looking at {subject}"):
+        plan = preparing.plan(tree.measured(subject), _dtype(dtype), workers)
+    console(to_stderr=True).print(_statement(plan, delete=delete_originals))
+    began = time.perf_counter()
+    with progress_bar(f"preparing {subject}") as show:
+        record = preparing.prepare(plan, workers=workers, progress=show)
+        deleted = preparing.delete_originals(plan, record, progress=show) if delete_originals else ()
+    seconds = round(time.perf_counter() - began, 2)
+    if as_json:
+        found = {"store": str(plan.folder), "subject": subject, "convention": record.convention, "dtype": record.dtype, "voxels": record.n_voxels}
+        emit({**found, "sessions": list(record.sessions), "prepared": list(plan.todo), "deleted": [str(file) for file in deleted], "wall_seconds": seconds})
+        return
+    ending = f"; deleted {len(deleted)} original files" if delete_originals else ""
+    console().print(f"{len(record.sessions)} sessions of {subject} are ready in {plan.folder} ({seconds:.0f} s){ending}")
+
+
+def _tree(dataset: str, convention: str | None) -> NSD:
+    """Open the NSD tree that is to be prepared, under the convention asked for."""
+    from havir_explorer import data
+    from havir_explorer.data.nsd import NSD
+
+    name = f"{dataset}#{convention}" if convention else dataset
+    tree = data.open_dataset(name)
+    if not isinstance(tree, NSD):
+        msg = f"{tree.name} at {tree.root} is prepared already: its responses come normalised and are read as they are; prepare takes an NSD tree"
+        raise RequestError(msg)
+    return tree
+
+
+def _dtype(name: str) -> Dtype:
+    if name == "int16":
+        return "int16"
+    if name == "float32":
+        return "float32"
+    msg = f"--dtype takes int16 or float32; got {name!r}"
+    raise RequestError(msg)
+
+
+def _statement(plan: Plan, *, delete: bool) -> str:
+    """Say what will be read, written and deleted, and how long it should take."""
+    who, record = plan.responses.subject, plan.record
+    done = len(plan.numbers) - len(plan.todo)
+    already = f" ({done} already prepared)" if done else ""
+    parts = [
+        f"{who}: {len(plan.numbers)} sessions{already}, {record.n_voxels:,} voxels of nsdgeneral and the ROIs, {record.dtype}, convention {record.convention}",
+        f"writes {_size(plan.bytes_to_write)} to {plan.folder} ({_size(plan.bytes_free)} free), about {_duration(plan.seconds)}",
+    ]
+    if delete:
+        parts.append("then deletes the original beta files, each after comparing it: voxels outside nsdgeneral and the ROIs are gone with them")
+    return "\n".join(parts)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{max(seconds, 1):.0f} s"
+
