@@ -120,3 +120,37 @@ def tiny_tower(tmp_path) -> Path:
     open_clip.add_model_config(tmp_path / "tiny-tower.json")
     torch.save(open_clip.create_model("tiny-tower", pretrained=None).state_dict(), tmp_path / "tiny.pt")
     return tmp_path / "tiny.pt"
+
+
+def pipeline():
+    """A pipeline that draws at once, or waits before each step while its gate is closed."""
+    from fake_app import Pipeline
+
+    return Pipeline()
+
+
+@pytest.fixture
+def app(demo, pipeline):
+    """An app over the teaching world, not yet shown, that computes and remembers nothing."""
+    from fake_app import Nothing
+
+    from havir_explorer.app import Explorer
+
+    app = Explorer(run=pipeline, memory=Nothing())
+    yield app
+    pipeline.gate.set()
+    app.close()
+
+
+@pytest.fixture
+def shown(app, monkeypatch):
+    """The app as a cell shows it, with a made-up contribution map so that no weights are needed."""
+    from fake_app import made_up, until
+
+    from havir_explorer.app.world import World
+
+    fed = made_up()
+    monkeypatch.setattr(World, "fed", lambda self, request, branch: fed[branch])
+    app._ipython_display_()
+    until(lambda: app._panels.branch._table.value)
+    return app

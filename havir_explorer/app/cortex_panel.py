@@ -9,6 +9,7 @@ import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 
+from havir_explorer.app.figure import DRAWING, Figure
 from havir_explorer.data.dataset import Atlas, SurfaceMap
 from havir_explorer.draw import labels, mesh, palette
 from havir_explorer.draw.cortex import Region, regions
@@ -65,12 +66,10 @@ class CortexPanel:
         self._scale: tuple[str, float, float, str] | None = None
         self._theme: Theme = theme
         self.view = VIEWS[0]
-        self.figure = go.FigureWidget(layout=_layout(height, theme))
+        self.figure = Figure(_layout(height, theme))
         self.figure._config = {"displayModeBar": False, "scrollZoom": True, "responsive": True}  # noqa: SLF001 - FigureWidget takes no config argument
-        with self.figure.batch_update():
+        with DRAWING, self.figure.batch_update():
             self.figure.add_traces(self._base_traces())
-        # The browser draws the figure before it knows its width; once a view is on the page, plotly is asked to fill it.
-        self.figure.observe(lambda _: self.figure._send_relayout_msg({"autosize": True}), "_view_count")  # noqa: SLF001 - no public call sends an unchanged value
         self._buttons = widgets.ToggleButtons(
             options=[(v.capitalize(), v) for v in VIEWS], value=self.view, style={"button_width": "auto"}, layout=widgets.Layout(width="auto")
         )
@@ -97,11 +96,12 @@ class CortexPanel:
         """
         self._regions = tuple(Region(r.name, r.file, mesh.to_fsaverage5(r.inside)) for r in regions(atlas, surface))
         self._lines = {}
-        with self.figure.batch_update():
-            self.figure.data = self.figure.data[:_FIRST_OUTLINE]
-            self.figure.data[_MESH].text = self._vertex_names()
-        self.figure.add_traces(self._outline_traces())
-        self._show_outlines()
+        with DRAWING:
+            with self.figure.batch_update():
+                self.figure.data = self.figure.data[:_FIRST_OUTLINE]
+                self.figure.data[_MESH].text = self._vertex_names()
+            self.figure.add_traces(self._outline_traces())
+            self._show_outlines()
 
     def show(
         self,
@@ -135,7 +135,7 @@ class CortexPanel:
         """
         values = mesh.to_fsaverage5(np.asarray(values_by_vertex, np.float32))
         colors = palette.paint(values, mesh.sulci(), vmin, vmax, cmap, threshold)
-        with self.figure.batch_update():
+        with DRAWING, self.figure.batch_update():
             brain = self.figure.data[_MESH]
             brain.vertexcolor = colors
             brain.customdata = values
@@ -170,7 +170,7 @@ class CortexPanel:
         self.view = view
         self._buttons.value = view
         where = self._scene
-        with self.figure.batch_update():
+        with DRAWING, self.figure.batch_update():
             self.figure.data[_MESH].update(**_vertices(where))
             self.figure.layout.scene.update(**_axes(where, self._box), camera=_CAMERA, annotations=self._texts())
             for trace, points in zip(self.figure.data[_FIRST_OUTLINE:], self._outline_points(), strict=True):
@@ -180,7 +180,7 @@ class CortexPanel:
         """Set the colour of the text for a light or a dark page; the background is the page's own."""
         self._theme = theme
         self._mark_theme()
-        with self.figure.batch_update():
+        with DRAWING, self.figure.batch_update():
             self.figure.layout.font.color = _INK[theme]
             self.figure.layout.scene.annotations = self._texts()
 
@@ -264,7 +264,7 @@ class CortexPanel:
         return bool(self._switches["spatial ROIs" if file in SPATIAL else "semantic ROIs"].value)
 
     def _show_outlines(self) -> None:
-        with self.figure.batch_update():
+        with DRAWING, self.figure.batch_update():
             self.figure.layout.scene.annotations = self._texts()
             for trace in self.figure.data[_FIRST_OUTLINE:]:
                 trace.visible = self._is_on(trace.name)

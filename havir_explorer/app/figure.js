@@ -1,0 +1,59 @@
+/* Plotly's bundle is 5 MB and takes seconds to read on a busy machine, while anywidget gives a widget two to initialise and afterwards
+   drops what the kernel sends to it. So this small module answers at once and reads the bundle beside it; and because plotly keeps no
+   account of edits made before a view exists, each view starts from the figure as the kernel holds it. */
+
+export default () => {
+  let plotly;
+  return {
+    initialize({ model }) {
+      plotly = load(model);
+      plotly.catch(() => {}); // said where the figure should be
+    },
+    async render({ model, el }) {
+      el.textContent = "The cortex is being loaded.";
+      try {
+        const widget = await plotly;
+        await shown(el);
+        await fresh(model);
+        el.textContent = "";
+        return widget.render({ model, el });
+      } catch (error) {
+        el.textContent = `The cortex could not be drawn (${error.message}); reload the page.`;
+      }
+    },
+  };
+};
+
+async function load(model) {
+  const address = URL.createObjectURL(new Blob([model.get("bundle")], { type: "text/javascript" }));
+  const { default: make } = await import(address);
+  URL.revokeObjectURL(address);
+  const widget = await make();
+  await widget.initialize({ model });
+  return widget;
+}
+
+/* Until the element has a width: plotly would draw at one of its own and keep it. */
+function shown(el) {
+  return new Promise((resolve) => {
+    const watch = new ResizeObserver(() => {
+      if (el.clientWidth > 0) {
+        watch.disconnect();
+        resolve();
+      }
+    });
+    watch.observe(el);
+  });
+}
+
+/* Until the kernel has sent the figure as it stands. */
+function fresh(model) {
+  return new Promise((resolve) => {
+    const arrived = () => {
+      model.off("change:sent", arrived);
+      resolve();
+    };
+    model.on("change:sent", arrived);
+    model.send("fresh");
+  });
+}
