@@ -97,10 +97,11 @@ def repaint(runs: int = RUNS) -> Figure:
     from havir_explorer import attribute, pipeline
     from havir_explorer.app.cortex_panel import CortexPanel
     from havir_explorer.draw.cortex import cortical_map
+    from havir_explorer.draw.mesh import MESH
     from havir_explorer.records import Branch, Request
 
     dataset, decoder, _ = pipeline.models(Request())
-    surface = dataset.surface("subj01")
+    surface = dataset.surface("subj01", MESH)
     panel = CortexPanel()
     panel.set_rois(dataset.atlas("subj01"), surface)
     branches: tuple[Branch, Branch] = ("structural", "semantic")

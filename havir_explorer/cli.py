@@ -277,6 +277,7 @@ def map_(
     from havir_explorer.data import open_dataset
     from havir_explorer.draw.cortex import cortical_map
     from havir_explorer.draw.figure import figure
+    from havir_explorer.draw.mesh import MESH
 
     which = _branch(branch)
     can_write(out, ".png", ".pdf", ".svg")
@@ -284,7 +285,7 @@ def map_(
         can_write(csv, ".csv")
     tree = open_dataset(dataset)
     contribution = attribute.contribution(_trained(tree, subject, decoder), which)
-    atlas, surface = tree.atlas(subject), tree.surface(subject)
+    atlas, surface = tree.atlas(subject), tree.surface(subject, MESH)
     rois = attribute.roi_table(contribution, atlas, tree.ncsnr(subject))
     painted = cortical_map(contribution.values, surface)
     title = f"{_BRANCHES[which]} – {subject}, {tree.name}"

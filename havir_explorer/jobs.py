@@ -310,7 +310,7 @@ class Worker:
         if self._run is None:
             on_step(Step("load"))
             self._run = _pipeline()
-        with _device(check):
+        with _device(on_step, check):
             result = self._run(request, on_step=on_step)
         return result, False, self._remember(result)
 
@@ -325,10 +325,12 @@ class Worker:
 
 
 @contextmanager
-def _device(check: Check) -> Iterator[None]:
-    """Hold the device; ``check`` is asked while another worker has it, so that a job that waits can be cancelled."""
-    while not _DEVICE.acquire(timeout=_LOOK):
-        check()
+def _device(on_step: Report, check: Check) -> Iterator[None]:
+    """Hold the device; while another worker has it, say so, and ask ``check``, so that a job that waits can be cancelled."""
+    if not _DEVICE.acquire(blocking=False):
+        on_step(Step("wait"))
+        while not _DEVICE.acquire(timeout=_LOOK):
+            check()
     try:
         check()
         yield
@@ -340,10 +342,8 @@ def _in_words(error: Exception) -> HavirError:
     if isinstance(error, HavirError):
         return error
     _log.error("a request failed", exc_info=error)
-    wrapped: HavirError
+    wrapped = HavirError(f"the run stopped on a fault of this package, not of your input ({type(error).__name__}: {error}); the log has the details")
     if isinstance(error, MemoryError):
         wrapped = DeviceOutOfMemory("the computer ran out of memory while drawing the picture; close other notebooks, then ask again")
-    else:
-        wrapped = HavirError(f"the run stopped on a fault of this package, not of your input ({type(error).__name__}: {error}); the log has the details")
     wrapped.__cause__ = error
     return wrapped

@@ -285,7 +285,8 @@ class Step:
 
     Parameters
     ----------
-    stage : {'load', 'decode', 'diffuse', 'measure'}
+    stage : {'wait', 'load', 'decode', 'diffuse', 'measure'}
+        ``wait``: another run has the device.
     index, count : int
         Step ``index`` of ``count`` is done; both 0 where a stage has no steps.
     preview : uint8 (h, w, 3) or None

@@ -28,16 +28,17 @@ class Pipeline:
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        self.steps = 3
         self.entered = threading.Event()
         self.asked: list[Request] = []
         self.fault: Exception | None = None
 
     def __call__(self, request, *, on_step=None):
         self.asked.append(request)
-        for index in (1, 2, 3):
+        for index in range(1, self.steps + 1):
             self.entered.set()
             assert self.gate.wait(WAIT)
-            on_step(Step("diffuse", index, 3, np.full((16, 16, 3), 40 * index, np.uint8)))
+            on_step(Step("diffuse", index, self.steps, np.full((16, 16, 3), index % 256, np.uint8)))
         if self.fault is not None:
             raise self.fault
         return drawn(request)

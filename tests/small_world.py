@@ -82,7 +82,7 @@ class SmallWorld:
     def ncsnr(self, subject: str) -> FloatArray:
         return np.linspace(0, 1, VOXELS, dtype=np.float32)
 
-    def surface(self, subject: str) -> SurfaceMap:
+    def surface(self, subject: str, mesh: str = "") -> SurfaceMap:
         return SurfaceMap("fsaverage5", sparse.csr_array((0, VOXELS), dtype=np.float32), np.zeros(0, np.float32))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
-from fake_app import WAIT, button, tile, until
+from fake_app import WAIT, Nothing, Pipeline, button, tile, until
 
-from havir_explorer.records import Mask, Settings
+from havir_explorer.app import Explorer
+from havir_explorer.app.pace import SECONDS, Pace
+from havir_explorer.records import Mask, Settings, Step
 
 
 def test_clicking_equals_setting(shown):
@@ -77,7 +80,8 @@ def test_previews_then_pictures_with_labels_scores_and_words(shown, pipeline):
     shown._panels.tiles.tiles[1].observe(lambda change: seen.append(change["new"]), names="value")
     pipeline.gate.set()
     until(lambda: shown.status == "done")
-    assert [f"step {k} of 3" in "".join(seen) for k in (1, 2, 3)] == [True] * 3
+    assert "step 3 of 3" in "".join(seen)
+    assert any("preview" in value for value in seen)
     assert button(shown, "cancel").disabled
     for place in (1, 2):
         assert "generated" in tile(shown, place)
@@ -88,6 +92,62 @@ def test_previews_then_pictures_with_labels_scores_and_words(shown, pipeline):
     assert "<td>0.02</td><td>0.40</td><td>0.30</td><td>−0.10</td>" in scores
     assert 'role="status"' in shown._panels.run.status.value
     assert "Done: 2 pictures" in shown._panels.run.status.value
+
+
+def test_the_page_hears_of_ten_steps_a_second_and_of_the_last_one():
+    now = [100.0]
+    pace = Pace(clock=lambda: now[0])
+    heard = []
+    for index in range(1, 101):
+        heard += [index] if pace.lets(Step("diffuse", index, 100)) else []
+        now[0] += 0.03
+    assert heard == [*range(1, 100, 4), 100]
+    assert pace.lets(Step("measure"))
+    assert not pace.lets(Step("diffuse", 1, 100))
+
+
+def test_previews_that_come_too_fast_are_left_out_but_not_the_last(shown, pipeline):
+    pipeline.steps = 200
+    seen: list[str] = []
+    shown._panels.tiles.tiles[1].observe(lambda change: seen.append(change["new"]), names="value")
+    began = time.monotonic()
+    shown.run()
+    spent = time.monotonic() - began
+    previews = [value for value in seen if "preview" in value]
+    assert "step 200 of 200" in previews[-1]
+    assert len(previews) <= 2 + spent / SECONDS
+
+
+def test_a_run_that_waits_for_another_app_says_so(shown, pipeline):
+    other = Pipeline()
+    other.gate.clear()
+    elsewhere = Explorer(run=other, memory=Nothing())
+    ahead = elsewhere.reconstruct()
+    assert other.entered.wait(WAIT)
+    job = shown.reconstruct()
+    until(lambda: "Waiting for another reconstruction to finish." in shown._panels.run.status.value)
+    assert shown.status == "running"
+    other.gate.set()
+    assert job.wait(WAIT)
+    assert ahead.wait(WAIT)
+    until(lambda: "Done: 1 picture" in shown._panels.run.status.value)
+    elsewhere.close()
+
+
+def test_enter_reconstructs_and_escape_cancels(shown, pipeline):
+    keys = shown._panels.keys
+    assert keys.scope in shown._dom_classes
+    pipeline.gate.clear()
+    keys._handle_custom_msg("run", [])
+    assert pipeline.entered.wait(WAIT)
+    until(lambda: shown.status == "running")
+    keys._handle_custom_msg("cancel", [])
+    assert shown.status == "cancelling"
+    pipeline.gate.set()
+    until(lambda: shown.status == "cancelled")
+    for odd in ("", "sing", {"run": 1}, None):
+        keys._handle_custom_msg(odd, [])
+    assert shown.status == "cancelled"
 
 
 def test_cancel_takes_the_preview_away_and_brings_the_last_pictures_back(shown, pipeline):

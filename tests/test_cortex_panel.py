@@ -54,14 +54,18 @@ def test_colour_bar_has_unit_and_range(panel):
     assert list(marker.colorbar.tickvals) == [-2, -1, 0, 1, 2]
 
 
-def test_hover_tells_the_roi_and_the_value(panel):
+def test_hover_tells_the_roi_and_the_value_or_that_there_is_none(panel):
     map_ = values(3)
-    panel.show(map_, "", "percentile", 0, 1)
+    map_[[200, 3000, 3001]] = 0.714, np.nan, -1.5
+    panel.show(map_, "", "percentile", 0, 1, without="not read by this branch")
     brain = panel.figure.data[0]
-    assert brain.text[3000] == "FFA-1<br>"
-    np.testing.assert_array_equal(brain.customdata, map_)
-    assert "%{text}" in brain.hovertemplate
-    assert "percentile" in brain.hovertemplate
+    assert brain.hovertemplate == "%{text}%{customdata}<extra></extra>"
+    assert brain.text[200] + brain.customdata[200] == "V1v<br>0.71 percentile"
+    assert brain.text[3000] + brain.customdata[3000] == "FFA-1<br>not read by this branch"
+    assert brain.customdata[3001] == "-1.50 percentile"
+    assert not any("nan" in said.lower() for said in brain.customdata)
+    panel.show(np.full(V, np.nan, np.float32), "", "percentile", 0, 1)
+    assert set(brain.customdata) == {"no value here"}
 
 
 @pytest.mark.parametrize("view", VIEWS)

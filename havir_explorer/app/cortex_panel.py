@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, cast
 
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 
+from havir_explorer.app import cortex_scene as scene
 from havir_explorer.app.figure import DRAWING, Figure
 from havir_explorer.data.dataset import Atlas, SurfaceMap
 from havir_explorer.draw import labels, mesh, palette
-from havir_explorer.draw.cortex import Region, regions
+from havir_explorer.draw.cortex import Region, bordered, regions
 from havir_explorer.errors import RequestError
-from havir_explorer.records import BoolArray, FloatArray
+from havir_explorer.records import FloatArray
 
 Theme = Literal["auto", "light", "dark"]
 VIEWS = ("left lateral", "right lateral", "ventral", "medial", "posterior", "flat")
@@ -28,12 +28,8 @@ _INK = {"auto": "#808080", "light": "#3c3c3c", "dark": "#d0d0d0"}
 _STYLE = "<style>.havir-auto-ink :is(.g-gtitle, .cbaxis, .cbtitle, .infolayer .colorbar) text {fill: var(--jp-ui-font-color1, #808080) !important}</style>"
 """JupyterLab's own text colour; where the page has none, a grey that reads on white and on black."""
 _CASING = "#1c1c1c"
-_TITLE, _BAR_WIDTH = 34, 90
-"""Pixels kept above the brain for the title and beside it for the colour bar."""
-_MARGIN = 22.0
-"""Millimetres around a scene, for the letters."""
-_SPAN = 2.0
-"""plotly's orthographic camera shows this much of the aspect ratio along the height of a scene (measured)."""
+_BAR_WIDTH = 90
+"""Pixels kept beside the brain for the colour bar."""
 
 
 class CortexPanel:
@@ -60,13 +56,13 @@ class CortexPanel:
     """
 
     def __init__(self, *, height: int = 420, width: int = 860, theme: Theme = "auto") -> None:
-        self._box = (width - _BAR_WIDTH, height - _TITLE)
+        self._box = (width - _BAR_WIDTH, height - scene.TITLE)
         self._regions: tuple[Region, ...] = ()
         self._lines: dict[bool, dict[str, list[mesh.Outline]]] = {}
         self._scale: tuple[str, float, float, str] | None = None
         self._theme: Theme = theme
         self.view = VIEWS[0]
-        self.figure = Figure(_layout(height, theme))
+        self.figure = Figure(scene.layout(height, _INK[theme]))
         self.figure._config = {"displayModeBar": False, "scrollZoom": True, "responsive": True}  # noqa: SLF001 - FigureWidget takes no config argument
         with DRAWING, self.figure.batch_update():
             self.figure.add_traces(self._base_traces())
@@ -113,6 +109,7 @@ class CortexPanel:
         *,
         cmap: str = palette.UNSIGNED,
         threshold: float | None = None,
+        without: str = "no value here",
     ) -> None:
         """Paint a map; the mesh, the camera and the outlines stay as they are.
 
@@ -127,6 +124,8 @@ class CortexPanel:
             matplotlib colour map; ``palette.SIGNED`` with a symmetric range for effects.
         threshold : float, optional
             Smaller absolute values are drawn as bare cortex.
+        without : str
+            What the pointer is told where there is no value.
 
         Raises
         ------
@@ -138,7 +137,7 @@ class CortexPanel:
         with DRAWING, self.figure.batch_update():
             brain = self.figure.data[_MESH]
             brain.vertexcolor = colors
-            brain.customdata = values
+            brain.customdata = hover_words(values, unit, without)
             self.figure.layout.title.text = title
             if self._scale != (scale := (unit, vmin, vmax, cmap)):
                 self._scale = scale
@@ -149,7 +148,6 @@ class CortexPanel:
         marker = self.figure.data[_BAR].marker
         marker.update(cmin=vmin, cmax=vmax, colorscale=palette.colorscale(cmap))
         marker.colorbar.update(title={"text": unit}, tickvals=np.linspace(vmin, vmax, 5).round(6))
-        self.figure.data[_MESH].hovertemplate = f"%{{text}}%{{customdata:.2f}} {unit}<extra></extra>"
 
     def set_view(self, view: str) -> None:
         """Turn the hemispheres for a view; undoes the user's own rotation.
@@ -171,8 +169,9 @@ class CortexPanel:
         self._buttons.value = view
         where = self._scene
         with DRAWING, self.figure.batch_update():
-            self.figure.data[_MESH].update(**_vertices(where))
-            self.figure.layout.scene.update(**_axes(where, self._box), camera=_CAMERA, annotations=self._texts())
+            self.figure.data[_MESH].update(**scene.vertices(where))
+            self.figure.layout.scene.update(**scene.axes(where, self._box, self._zoom), camera=scene.CAMERA)
+            self.figure.layout.scene.annotations = self._texts()  # not in update(), which would edit them one by one beside setting them anew
             for trace, points in zip(self.figure.data[_FIRST_OUTLINE:], self._outline_points(), strict=True):
                 trace.update(x=points[:, 0], y=points[:, 1], z=points[:, 2])
 
@@ -191,12 +190,20 @@ class CortexPanel:
     def _scene(self) -> mesh.Scene:
         return mesh.scene(cast("mesh.View", self.view))
 
+    @property
+    def _zoom(self) -> float:
+        return scene.ZOOM.get(self.view, 1.0)
+
     def _base_traces(self) -> list[go.Mesh3d | go.Scatter3d]:
         where = self._scene
         bare = palette.paint(np.full(mesh.N_VERTICES, np.nan, np.float32), mesh.sulci(), 0, 1)
         light = {"ambient": 0.8, "diffuse": 0.36, "specular": 0.04, "roughness": 0.9, "fresnel": 0.0}
         brain = go.Mesh3d(
-            **_vertices(where), vertexcolor=bare, lighting=light, lightposition={"x": -400, "y": -4000, "z": 3000}, hovertemplate="%{text}<extra></extra>"
+            **scene.vertices(where),
+            vertexcolor=bare,
+            lighting=light,
+            lightposition={"x": -400, "y": -4000, "z": 3000},
+            hovertemplate="%{text}%{customdata}<extra></extra>",
         )
         colorbar = {"thickness": 12, "len": 0.72, "outlinewidth": 0, "tickfont": {"size": 11}, "title": {"side": "right", "font": {"size": 12}}, "x": 1.0}
         marker = {"size": 0, "color": [0], "cmin": 0, "cmax": 1, "colorscale": palette.colorscale(palette.UNSIGNED), "showscale": True, "colorbar": colorbar}
@@ -218,7 +225,7 @@ class CortexPanel:
         traces = []
         points = iter(self._outline_points())
         for file, color in self._files().items():
-            for width, ink in ((5, _CASING), (2.5, color)):
+            for width, ink in ((6, _CASING), (3, color)):
                 xyz = next(points)
                 traces.append(
                     go.Scatter3d(x=xyz[:, 0], y=xyz[:, 1], z=xyz[:, 2], mode="lines", line={"width": width, "color": ink}, hoverinfo="skip", name=file)
@@ -230,7 +237,8 @@ class CortexPanel:
         where, parted = self._scene, np.full((1, 3), np.nan, np.float32)
         is_flat = self.view == "flat"
         if is_flat not in self._lines:
-            self._lines[is_flat] = {f: [line for r in self._regions if r.file == f for line in mesh.outlines(r.inside, where.faces)] for f in self._files()}
+            outlined = bordered(self._regions)
+            self._lines[is_flat] = {f: [line for r in outlined if r.file == f for line in mesh.outlines(r.inside, where.faces)] for f in self._files()}
         result = []
         for lines in self._lines[is_flat].values():
             for lift in (0.7, 1.1):
@@ -241,17 +249,17 @@ class CortexPanel:
     def _texts(self) -> list[dict[str, object]]:
         """L and R above their hemispheres and, when asked for, the names of the regions that face the viewer."""
         where = self._scene
-        letters = [_text(letter, (x, 0, z), (0, -9), size=14, color=_INK[self._theme]) for letter, x, z in where.letters]
+        letters = [scene.annotation(letter, (x, 0, z), (0, -9), size=14, color=_INK[self._theme]) for letter, x, z in where.letters]
         if not self._switches["names"].value:
             return letters
-        found = [(r.name, at) for r in self._shown() for half in self._halves() if (at := _middle(where, r.inside, half)) is not None]
+        found = [(r.name, at) for r in self._shown() for half in self._halves() if (at := scene.middle(where, r.inside, half)) is not None]
         if not found:
             return letters
-        pixels = _scale(where, self._box)
+        pixels = scene.scale(where, self._box) * self._zoom
         anchors = np.array([[at[0], -at[2]] for _, at in found], np.float64) * pixels
         sizes = np.array([[6.4 * len(name) + 4, 14] for name, _ in found])
-        moves = labels.place(anchors, sizes, beside=sizes[:, 0] > 34) - anchors
-        return letters + [_text(name, at, move, size=11, color="#101010") for (name, at), move in zip(found, moves, strict=True)]
+        moves = labels.place(anchors, sizes, beside=np.ones(len(found), np.bool_)) - anchors
+        return letters + [scene.annotation(name, at, move, size=11, color="#101010") for (name, at), move in zip(found, moves, strict=True)]
 
     def _halves(self) -> tuple[int, ...]:
         """Hemispheres in sight: one hides the other from the side."""
@@ -270,70 +278,24 @@ class CortexPanel:
                 trace.visible = self._is_on(trace.name)
 
 
-_CAMERA = {"eye": {"x": 0, "y": -2, "z": 0}, "up": {"x": 0, "y": 0, "z": 1}, "center": {"x": 0, "y": 0, "z": 0}, "projection": {"type": "orthographic"}}
+def hover_words(values: FloatArray, unit: str, without: str) -> palette.ColorArray:
+    """Say each vertex's value to two decimals with its unit, or ``without`` where it is NaN.
 
+    Parameters
+    ----------
+    values : float32 (n_vertices,)
+    unit, without : str
 
-def _layout(height: int, theme: Theme) -> go.Layout:
-    clear = "rgba(0,0,0,0)"
-    return go.Layout(
-        height=height,
-        autosize=True,
-        margin={"l": 0, "r": 0, "t": _TITLE, "b": 0},
-        paper_bgcolor=clear,
-        plot_bgcolor=clear,
-        font={"color": _INK[theme], "family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12},
-        title={"text": "", "x": 0.01, "xanchor": "left", "y": 0.98, "yanchor": "top", "font": {"size": 14}},
-        showlegend=False,
-        uirevision="keep",
-        hoverlabel={"bgcolor": "#202020", "font": {"color": "#f4f4f4", "size": 12}, "bordercolor": "#202020"},
-        scene={
-            "bgcolor": clear,
-            "camera": _CAMERA,
-            "dragmode": "orbit",
-            "uirevision": "keep",
-            "aspectmode": "manual",
-            **_axes(mesh.scene("left lateral"), (height, height)),
-        },
-    )
-
-
-def _axes(where: mesh.Scene, box: tuple[int, int]) -> dict[str, object]:
-    """Ranges and aspect that show a scene at one scale along all axes, as large as the box allows."""
-    hidden = {"visible": False, "showspikes": False}
-    size = [s + _MARGIN for s in where.size]
-    aspect = _scale(where, box) * _SPAN / box[1]
-    axes = {f"{name}axis": {**hidden, "range": [-s / 2, s / 2]} for name, s in zip("xyz", size, strict=True)}
-    return {**axes, "aspectratio": {name: s * aspect for name, s in zip("xyz", size, strict=True)}}
-
-
-def _scale(where: mesh.Scene, box: tuple[int, int]) -> float:
-    """Pixels a millimetre."""
-    return min(box[0] / (where.size[0] + _MARGIN), box[1] / (where.size[2] + _MARGIN))
-
-
-def _vertices(where: mesh.Scene) -> dict[str, np.ndarray]:
-    xyz, faces = where.xyz, where.faces
-    return {"x": xyz[:, 0], "y": xyz[:, 1], "z": xyz[:, 2], "i": faces[:, 0], "j": faces[:, 1], "k": faces[:, 2]}
-
-
-def _text(text: str, at: Sequence[float] | FloatArray, move: Sequence[float] | labels.Points, *, size: int, color: str) -> dict[str, object]:
-    """Annotation of a point of the scene, ``move`` pixels (right, down) away; a line joins them when the text had to make room."""
-    plate = "rgba(255,255,255,0.72)" if size < 14 else "rgba(0,0,0,0)"
-    right, down = float(move[0]), float(move[1])
-    far = size < 14 and abs(right) + abs(down) > 4
-    line = {"ax": right, "ay": down, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": "#101010"} if far else {"yshift": -down}
-    x, y, z = (float(v) for v in at)
-    return {"text": text, "x": x, "y": y, "z": z, "showarrow": far, "font": {"size": size, "color": color}, "bgcolor": plate, "borderpad": 0, **line}
-
-
-def _middle(where: mesh.Scene, inside: BoolArray, half: int) -> FloatArray | None:
-    """Return the region's point nearest to its centre among those of one hemisphere that face the viewer; None where none does."""
-    front = inside & (where.normals[:, 1] < -0.35)
-    at = np.flatnonzero(front[half * mesh.N_HEMISPHERE :][: mesh.N_HEMISPHERE]) + half * mesh.N_HEMISPHERE
-    if not at.size:
-        return None
-    xyz = where.xyz[at]
-    return np.asarray(xyz[np.argmin(np.linalg.norm(xyz - xyz.mean(axis=0), axis=1))], np.float32)
+    Returns
+    -------
+    str (n_vertices,)
+    """
+    known = ~np.isnan(values)
+    hundredths, which = np.unique(np.rint(100 * values[known]).astype(np.int64), return_inverse=True)
+    spoken = np.array([without, *(f"{number / 100:.2f} {unit}" for number in hundredths.tolist())])
+    at = np.zeros(len(values), np.intp)
+    at[known] = which + 1
+    return spoken[at]
 
 
 def _switch(name: str) -> widgets.ToggleButton:

@@ -15,6 +15,7 @@ import traitlets
 from IPython.display import display
 
 from havir_explorer import store
+from havir_explorer.app.pace import Pace
 from havir_explorer.app.panels import Panels
 from havir_explorer.app.state import SETTINGS, State
 from havir_explorer.app.still import recipe_line, still
@@ -26,7 +27,7 @@ from havir_explorer.records import Mask, Reconstruction, Request, Settings
 
 _log = logging.getLogger(__name__)
 _PAINTING = threading.RLock()
-"""plotly's figures share validators, so that only one thread of the process may work on any of them."""
+"""One map at a time: the first makes the figure, and each loads its decoder."""
 
 
 class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships no types
@@ -68,7 +69,7 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
         self._worker = Worker(run, store.Store() if memory is None else memory)
         self._panels: Panels | None = None
         self._scope = f"havir-{uuid.uuid4().hex[:8]}"
-        self._job = 0
+        self._job, self._pace = 0, Pace()
         self._fresh: list[Reconstruction | None] = [None, None]
         self._cached = (False, False)
         self._showing = threading.RLock()  # the page is refreshed from the kernel's thread, the worker's and the one that prepares
@@ -267,6 +268,8 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
             self._job, self._fresh = event.job, [None, None]
         if event.job != self._job:
             return  # late news of a job that another one has replaced
+        if event.step is not None and not self._pace.lets(event.step):
+            return
         panels = self._panels
         if panels is not None:
             panels.run.busy(busy=event.state in ("queued", "running"))

@@ -3,15 +3,16 @@
    account of edits made before a view exists, each view starts from the figure as the kernel holds it. */
 
 export default () => {
+  let figure;
   let plotly;
   return {
     initialize({ model }) {
-      plotly = load(model);
-      plotly.catch(() => {}); // said where the figure should be
+      figure = model;
     },
     async render({ model, el }) {
       el.textContent = "The cortex is being loaded.";
       try {
+        plotly ??= load(figure);
         const widget = await plotly;
         await shown(el);
         await fresh(model);

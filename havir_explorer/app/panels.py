@@ -7,6 +7,7 @@ from typing import Protocol
 import ipywidgets as widgets
 
 from havir_explorer.app.branch_panel import BranchPanel
+from havir_explorer.app.keys import Keys
 from havir_explorer.app.mask_panel import MaskPanel
 from havir_explorer.app.picker import Picker
 from havir_explorer.app.run_panel import RunPanel
@@ -50,6 +51,7 @@ class Panels:
         self.mask = MaskPanel(lambda v: app.ask("mask", v))
         self.settings = SettingsPanel(app.ask)
         self.run = RunPanel(app.ask_run, app.ask_cancel)
+        self.keys = Keys(scope, app.ask_run, app.ask_cancel)
         self.tiles = Tiles()
         self.branch = BranchPanel(lambda v: app.ask("branch", v))
         style, self._head = widgets.HTML(f"<style>{CSS}</style>"), widgets.HTML()
@@ -91,12 +93,12 @@ class Panels:
 
     def paint(self, request: Request, branch: Branch) -> None:
         """Paint the cortex for a branch; the first time loads the decoder."""
-        dataset = self._world.open()
+        atlas, surface = self._world.atlas(request.subject), self._world.surface(request.subject)
         fed = self._world.fed(request, branch)
         if request.subject == self._shown_subject:  # another may have been chosen while the decoder was loaded
             self.mask.split = self._world.split(request.subject)
             self.branch.say(self.mask.reach())
-        self.branch.set_rois(request.subject, dataset.atlas(request.subject), dataset.surface(request.subject))
+        self.branch.set_rois(request.subject, atlas, surface)
         self.branch.paint(branch, fed)
 
     def _title(self, badges: str) -> None:

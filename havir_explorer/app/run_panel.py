@@ -34,7 +34,7 @@ class RunPanel:
         self.status.add_class("havir-status")
         self.widget = widgets.VBox([buttons, self.bar, self.status, self.message])
         self.widget.add_class("havir-section")
-        self._began = 0.0
+        self._began, self._held = 0.0, 0.0
         self.say("Ready.")
 
     def say(self, text: str, fraction: float | None = None) -> None:
@@ -54,11 +54,15 @@ class RunPanel:
     def follow(self, event: Event) -> None:
         """Show how far a job is."""
         if event.state == "queued":
-            self._began = time.monotonic()
+            self._began, self._held = time.monotonic(), 0.0
             self.say("Waiting for the run before to stop.", 0.0)
         elif event.state == "cancelling":
             self.say("Cancelling: stops within one step.", self.bar.value)
+        elif event.step is not None and event.step.stage == "wait":
+            self._held = time.monotonic()
+            self.say(f"{STAGES['wait'].capitalize()}.", event.index / event.count)
         elif event.step is not None:
+            self._go_on()
             fraction = _fraction(event)
             self.say(f"{_stage(event)}{self._left(event, fraction)}", fraction)
         elif event.state == "running" and event.result is None:
@@ -74,6 +78,12 @@ class RunPanel:
             "failed": "Failed: see the message below.",
         }
         self.say(texts[event.state])
+
+    def _go_on(self) -> None:
+        """Leave the time that others had the device out of the account."""
+        if self._held:
+            self._began += time.monotonic() - self._held
+            self._held = 0.0
 
     def _left(self, event: Event, fraction: float) -> str:
         spent = time.monotonic() - self._began

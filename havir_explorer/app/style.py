@@ -97,6 +97,9 @@ CSS = """
 .havir table.havir-table.scores th:first-child { width: 26%; }
 .havir .havir-plot { width: 100%; min-width: 0; overflow: hidden; }
 .havir .havir-plot .js-plotly-plot .main-svg text { fill: var(--havir-text) !important; }
+.havir .havir-plot .js-plotly-plot .annotation-text-g rect.bg { fill: var(--havir-card) !important; }
+.havir .havir-plot .js-plotly-plot .annotation-arrow-g path { stroke: var(--havir-text) !important; }
+.havir .havir-plot .js-plotly-plot .hoverlayer text { fill: #f4f4f4 !important; }
 .havir .havir-plot .jupyter-button { height: 24px; line-height: 22px; font-size: 12px; padding: 0 8px; width: auto; box-shadow: none; }
 """
 

@@ -8,7 +8,13 @@ from havir_explorer.app.still import mask_words
 from havir_explorer.app.style import badge, img, words
 from havir_explorer.records import Reconstruction, Score, Step, UInt8Array
 
-STAGES = {"load": "loading the models", "decode": "decoding the voxels", "diffuse": "drawing", "measure": "scoring"}
+STAGES = {
+    "wait": "waiting for another reconstruction to finish",
+    "load": "loading the models",
+    "decode": "decoding the voxels",
+    "diffuse": "drawing",
+    "measure": "scoring",
+}
 TITLES = ("Stimulus", "Full brain", "Masked")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from havir_explorer.data.dataset import Atlas, Dataset
+from havir_explorer.data.dataset import Atlas, Dataset, SurfaceMap
 from havir_explorer.errors import RequestError, nearest
 from havir_explorer.records import BoolArray, Branch, FloatArray, Request, UInt8Array
 
@@ -127,6 +127,12 @@ class World:
         self.check_subject(subject)
         return self.open().atlas(subject)
 
+    def surface(self, subject: str) -> SurfaceMap:
+        """Return where the subject's voxels lie on the mesh that is drawn, whatever mesh the data set has."""
+        from havir_explorer.draw.mesh import MESH
+
+        return self.open().surface(subject, MESH)
+
     def split(self, subject: str) -> tuple[BoolArray, BoolArray]:
         """Return the voxels that the Structural Generator and the Semantic Extractor read: the decoder's own once :meth:`fed` has loaded it.
 
@@ -152,4 +158,4 @@ class World:
         self._splits[request.subject] = havir.spatial, havir.semantic
         contribution = attribute.contribution(havir, branch)
         table = attribute.roi_table(contribution, dataset.atlas(request.subject), dataset.ncsnr(request.subject))
-        return Fed(cortical_map(contribution.values, dataset.surface(request.subject)), table)
+        return Fed(cortical_map(contribution.values, self.surface(request.subject)), table)

@@ -157,5 +157,5 @@ class Dataset(Protocol):
         """Where the voxels lie."""
     def ncsnr(self, subject: str) -> FloatArray:
         """Noise-ceiling signal-to-noise ratio, float32 (n_voxels,)."""
-    def surface(self, subject: str) -> SurfaceMap:
-        """Voxels to cortical surface."""
+    def surface(self, subject: str, mesh: str = "") -> SurfaceMap:
+        """Voxels to cortical surface, on ``mesh`` or, where that is empty, on the finest one there is."""

@@ -14,7 +14,9 @@ from havir_explorer.records import BoolArray, FloatArray
 
 MIN_COVERAGE = 0.5
 """A vertex needs at least this share of its samples on known voxels to be drawn."""
-OUTLINED = ("prf-visualrois", "floc-faces", "floc-bodies", "floc-places", "floc-words")
+VISUAL = "prf-visualrois"
+"""Atlas file of the early visual areas."""
+OUTLINED = (VISUAL, "floc-faces", "floc-bodies", "floc-places", "floc-words")
 """Atlas files whose ROIs are outlined; streams and nsdgeneral cover them all and are left out."""
 
 
@@ -64,6 +66,28 @@ class Region:
     name: str
     file: str
     inside: BoolArray
+
+
+def bordered(shown: tuple[Region, ...]) -> tuple[Region, ...]:
+    """Return regions whose outlines draw each border between visual areas once.
+
+    V1, V2, V3 and hV4 lie side by side in bands a few millimetres wide; outlined one by one, every border between two of them is two lines
+    that hide the map. So each is joined with those before it. Other regions stay as they are.
+
+    Parameters
+    ----------
+    shown : tuple of Region
+        In file order, as :func:`regions` returns them.
+    """
+    found: list[Region] = []
+    joined: BoolArray | None = None
+    for region in shown:
+        if region.file != VISUAL:
+            found.append(region)
+            continue
+        joined = region.inside if joined is None else joined | region.inside
+        found.append(Region(region.name, region.file, joined))
+    return tuple(found)
 
 
 def merged(atlas: Atlas, file: str) -> tuple[tuple[str, BoolArray], ...]:

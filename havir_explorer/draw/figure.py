@@ -20,7 +20,7 @@ from nilearn.plotting import plot_surf
 
 from havir_explorer.data.dataset import Atlas, SurfaceMap
 from havir_explorer.draw import labels, mesh, palette
-from havir_explorer.draw.cortex import Region, regions
+from havir_explorer.draw.cortex import Region, bordered, regions
 from havir_explorer.records import BoolArray, FloatArray
 
 WIDTH, HEIGHT, DPI = 1280, 850, 160
@@ -170,9 +170,9 @@ def _overlay(fig: Figure, box: tuple[int, int, int, int], scale: float) -> Axes:
 
 
 def _draw_outlines(over: Axes, where: mesh.Scene, shown: tuple[Region, ...], colors: dict[str, str]) -> None:
-    for region in shown:
+    for region in bordered(shown):
         runs = [run for line in mesh.outlines(mesh.to_fsaverage5(region.inside), where.faces) for run in _visible_runs(line.points(where), where, line)]
-        for width, color, order in ((1.7, _INK, 2), (0.9, colors[region.file], 3)):
+        for width, color, order in ((2.1, _INK, 2), (1.1, colors[region.file], 3)):
             over.add_collection(LineCollection(runs, colors=color, linewidths=width, capstyle="round", zorder=order), autolim=False)
 
 

@@ -20,6 +20,8 @@ FaceArray = npt.NDArray[np.uint16]
 Shape = Literal["inflated", "pial", "flat"]
 View = Literal["left lateral", "right lateral", "lateral", "medial", "ventral", "posterior", "flat"]
 
+MESH = "fsaverage5"
+"""What to ask a data set's surface for: nilearn brings this mesh, and a browser turns it smoothly."""
 N_HEMISPHERE = 10242
 """Vertices of one hemisphere of fsaverage5."""
 N_VERTICES = 2 * N_HEMISPHERE

@@ -2,137 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect, sync_playwright
-
-ROOT = Path(__file__).parents[2]
-ARTEFACTS = ROOT / "test-artefacts"
-NOTEBOOK = "01_first_look.ipynb"
-CHROMIUM_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-gl=swiftshader",
-    "--enable-unsafe-swiftshader",
-]
-SECOND = 1000
-VERTEX_COLORS = "plot => Array.from(plot._fullData[0].vertexcolor).slice(0, 2000).join()"
-"""Colours of the first vertices of the mesh, as plotly holds them in the browser; fsaverage5 numbers those of its coarsest sphere first."""
-PATIENCE = 180 * SECOND  # two busy cores and software rendering
-
-# Third parties' noise, each with its reason. Everything else that a browser calls an error fails the test.
-NOISE = (
-    r"Failed to load resource.*(favicon|news\.json|/lab/api/news)",  # JupyterLab asks for news and icons that an offline server lacks
-    r"WebGL.*(GPU stall|performance)",  # software rendering reports its own slowness
-)
+from lab import ARTEFACTS, PATIENCE, SECOND, VERTEX_COLORS, command, errors, picture, pixels, roi, status
+from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """JupyterLab over a folder that holds nothing but a copy of the notebook; yields its address."""
-    folder = tmp_path_factory.mktemp("lab")
-    shutil.copy(ROOT / "notebooks" / NOTEBOOK, folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = folder / "settings"
-    (settings / "@jupyterlab" / "apputils-extension").mkdir(parents=True)
-    (settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
-        "JUPYTERLAB_SETTINGS_DIR": str(settings),
-        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
-        "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
-    }
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--notebook-dir={folder}"]
-    command += ["--ServerApp.token=", "--ServerApp.password=", "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True"]
-    with (folder / "lab.log").open("w") as log, subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT) as server:
-        try:
-            address = f"http://127.0.0.1:{port}"
-            _wait_for(f"{address}/api", folder / "lab.log", server)
-            yield address
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def _wait_for(address: str, log: Path, server: subprocess.Popen) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        assert server.poll() is None, f"JupyterLab ended:\n{log.read_text()}"
-        try:
-            with urllib.request.urlopen(address, timeout=5):  # noqa: S310 - our own server
-                return
-        except OSError:
-            time.sleep(0.3)
-    pytest.fail(f"JupyterLab did not answer:\n{log.read_text()}")
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    """What the browser called an error."""
-    return []
-
-
-@pytest.fixture
-def page(lab, chromium, complaints):
-    """The notebook, opened, in a window 1280 pixels wide."""
-    ARTEFACTS.mkdir(exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1700})
-        page.set_default_timeout(PATIENCE)
-        page.on("console", lambda message: complaints.append(f"{message.text} {message.location.get('url', '')}") if message.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(f"{lab}/lab/tree/{NOTEBOOK}?reset")
-        page.wait_for_selector(".jp-NotebookPanel .jp-Toolbar")
-        page.wait_for_function("() => document.querySelector('.jp-Notebook .jp-CodeCell') && window.jupyterapp")
-        page.get_by_text(re.compile("Python 3.*Idle")).first.wait_for()
-        yield page
-        page.screenshot(path=ARTEFACTS / "at_the_end.png")
-        browser.close()
-
-
-def command(page: Page, name: str, arguments: str = "{}") -> None:
-    page.evaluate(f"() => {{ window.jupyterapp.commands.execute('{name}', {arguments}); return true }}")
-
-
-def pixels(part: Locator) -> str:
-    return hashlib.sha256(part.screenshot()).hexdigest()
-
-
-def picture(app: Locator, title: str) -> str:
-    """Source of the picture in a tile."""
-    return app.locator(".havir-tile", has=app.page.locator(".title", has_text=title)).locator("img").get_attribute("src") or ""
-
-
-def status(app: Locator) -> Locator:
-    return app.locator(".havir-status [role=status]")
-
-
-def roi(app: Locator, name: str, verb: str) -> Locator:
-    row = app.locator(".havir-roi", has=app.page.locator(".widget-label", has_text=re.compile(rf"^{name}\b")))
-    return row.get_by_role("button", name=verb, exact=True)
 
 
 def test_first_look(page, complaints):
@@ -173,19 +49,40 @@ def test_first_look(page, complaints):
     assert all(image.get_attribute("alt") for image in app.locator(".havir-tile img").all())
     expect(page.locator(".jp-OutputArea-output.jp-RenderedImage img, .jp-RenderedImage img").first).to_be_visible()  # the still that stays
 
-    # Cancel: quick, said in words, and the finished pictures come back.
-    steps = app.locator(".havir-slider", has_text="Steps")
-    steps.locator(".widget-readout").click()
+    # By keyboard: Enter in a field reconstructs, with the field's new value.
+    trial = app.get_by_label("Trial", exact=True)
+    trial.fill("40")
+    trial.press("Enter")
+    expect(app.locator(".havir-tile").nth(0)).to_contain_text("trial 40")
+    expect(status(app)).to_have_text(re.compile("^Done: 2 pictures"), timeout=PATIENCE)
+    expect(app.locator(".havir-tile").nth(1)).to_contain_text("generated")
+    assert picture(app, "Full brain") != full
+    full = picture(app, "Full brain")
+
+    # Escape cancels: quickly, said in words, and the finished pictures come back. So does the button.
+    app.locator(".havir-slider", has_text="Steps").locator(".widget-readout").click()
     page.keyboard.press("Control+A")
     page.keyboard.type("100")
     page.keyboard.press("Enter")
     expect(app).to_contain_text("75 of 100 steps will run")
+    app.locator('img[alt*="preview"]').first.wait_for()
+    page.keyboard.press("Escape")
+    expect(status(app)).to_have_text(re.compile("^Cancelled"), timeout=PATIENCE)
+    expect(app.locator('img[alt*="preview"]')).to_have_count(0)
+    assert picture(app, "Full brain") == full
     app.get_by_role("button", name="Reconstruct").click()
     app.locator('img[alt*="preview"]').first.wait_for()
     app.get_by_role("button", name="Cancel").click()
     expect(status(app)).to_have_text(re.compile("^Cancelled"), timeout=PATIENCE)
-    expect(app.locator('img[alt*="preview"]')).to_have_count(0)
-    assert picture(app, "Full brain") == full
+
+    # The same keys in a cell are the cell's.
+    cell = page.locator(".jp-CodeCell .cm-content").first
+    cell.click()
+    page.keyboard.press("Escape")
+    expect(page.locator(".jp-Notebook.jp-mod-commandMode")).to_have_count(1)
+    page.keyboard.press("Enter")
+    expect(page.locator(".jp-Notebook.jp-mod-editMode")).to_have_count(1)
+    expect(status(app)).to_have_text(re.compile("^Cancelled"))
 
     # The other branch: the cortex is painted anew.
     plot = app.locator(".js-plotly-plot").first
@@ -198,6 +95,17 @@ def test_first_look(page, complaints):
     assert plot.evaluate(VERTEX_COLORS) != colors
     assert pixels(canvas) != shown
 
+    # Another view, with the names of the ROIs; and bare cortex under the pointer is no number.
+    app.get_by_role("button", name="Names").click()
+    for view, mark in (("Flat", "flat"), ("Posterior", "posterior")):
+        app.get_by_role("button", name=view, exact=True).click()
+        page.wait_for_timeout(1 * SECOND)
+        assert pixels(canvas) != shown
+        shown = pixels(canvas)
+        plot.screenshot(path=ARTEFACTS / f"names_{mark}.png")
+    assert "NaN" not in plot.evaluate("plot => Array.from(plot._fullData[0].customdata).join()")
+    app.get_by_role("button", name="Names").click()
+
     # Looked at by people: both themes.
     app.scroll_into_view_if_needed()
     page.screenshot(path=ARTEFACTS / "light.png")
@@ -208,5 +116,4 @@ def test_first_look(page, complaints):
     page.screenshot(path=ARTEFACTS / "dark.png")
     app.screenshot(path=ARTEFACTS / "app_dark.png")
 
-    errors = [text for text in complaints if not any(re.search(noise, text) for noise in NOISE)]
-    assert errors == []
+    assert errors(complaints) == []
