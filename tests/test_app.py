@@ -54,6 +54,13 @@ def test_a_value_out_of_range_is_refused_in_a_sentence_and_nothing_changes(app, 
     assert app.request == before
 
 
+def test_the_cortex_is_asked_for_on_the_mesh_that_is_drawn(app, monkeypatch):
+    asked = []
+    monkeypatch.setattr(type(app._world.open()), "surface", lambda self, *what: asked.append(what))
+    app._world.surface("subj02")
+    assert asked == [("subj02", "fsaverage5")]
+
+
 def test_numpy_numbers_are_numbers(app):
     app.trial, app.seed = np.int64(3), np.uint32(7)
     assert app.request.trial == 3

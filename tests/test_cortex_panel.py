@@ -57,15 +57,15 @@ def test_colour_bar_has_unit_and_range(panel):
 def test_hover_tells_the_roi_and_the_value_or_that_there_is_none(panel):
     map_ = values(3)
     map_[[200, 3000, 3001]] = 0.714, np.nan, -1.5
-    panel.show(map_, "", "percentile", 0, 1, without="not read by this branch")
+    panel.show(map_, "", "percentile", 0, 1, without="not read")
     brain = panel.figure.data[0]
-    assert brain.hovertemplate == "%{text}%{customdata}<extra></extra>"
-    assert brain.text[200] + brain.customdata[200] == "V1v<br>0.71 percentile"
-    assert brain.text[3000] + brain.customdata[3000] == "FFA-1<br>not read by this branch"
-    assert brain.customdata[3001] == "-1.50 percentile"
+    assert brain.hovertemplate == "%{text}%{customdata}<extra>percentile</extra>"
+    assert brain.text[200] + brain.customdata[200] == "V1v<br>0.71"
+    assert brain.text[3000] + brain.customdata[3000] == "FFA-1<br>not read"
+    assert brain.customdata[3001] == "-1.50"
     assert not any("nan" in said.lower() for said in brain.customdata)
     panel.show(np.full(V, np.nan, np.float32), "", "percentile", 0, 1)
-    assert set(brain.customdata) == {"no value here"}
+    assert set(brain.customdata) == {"no value"}
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -80,6 +80,33 @@ def test_views_turn_the_mesh_and_its_outlines(panel, view):
         assert np.nanmin(trace.x) > low
         assert np.nanmax(trace.x) < high
     assert panel.figure.layout.height == 420
+
+
+def test_the_view_changes_while_names_are_shown(panel):
+    """plotly refuses a message that edits an annotation and replaces them all."""
+    switch(panel, "Names").value = True
+    sent = []
+    panel.figure.observe(lambda change: sent.append(change["new"]), "_py2js_update")
+    panel.set_view("posterior")
+    panel.set_view("flat")
+    switch(panel, "Names").value = False
+    edits = [key for message in sent if message for key in message["layout_data"] if "annotations" in key]
+    assert edits
+    assert set(edits) == {"scene.annotations"}
+
+
+def test_a_figure_that_missed_its_start_is_replaced_and_goes_on(panel):
+    old = panel.figure
+    painted = old.data[0].vertexcolor
+    old._handle_custom_msg("anew", [])
+    assert panel.figure is not old
+    assert panel.figure in panel.widget.children
+    assert old not in panel.widget.children
+    np.testing.assert_array_equal(panel.figure.data[0].vertexcolor, painted)
+    panel.show(values(5), "after", "percentile", 0, 1)
+    panel.set_view("posterior")
+    assert panel.figure.layout.title.text == "after"
+    assert len(panel.figure.data) == len(old.data)
 
 
 def test_an_unknown_view_is_refused(panel):

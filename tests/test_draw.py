@@ -8,7 +8,7 @@ from scipy import sparse
 
 from havir_explorer.data.dataset import Atlas, Roi, SurfaceMap
 from havir_explorer.draw import labels, mesh, palette
-from havir_explorer.draw.cortex import cortical_map, merged, regions, roi_labels
+from havir_explorer.draw.cortex import Region, bordered, cortical_map, merged, regions, roi_labels
 from havir_explorer.draw.figure import figure
 from havir_explorer.errors import DataInvalid
 
@@ -205,6 +205,18 @@ def test_outline_ends_at_a_cut_of_the_flat_map():
     inside = np.linalg.norm(where.xyz - where.xyz[rim], axis=1) < 15
     lines = mesh.outlines(inside, where.faces)
     assert any(not line.closed for line in lines)
+
+
+def test_a_border_between_two_visual_areas_is_one_line():
+    faces = mesh.scene("lateral").faces
+    inner, outer = ball(200, 8, "inflated"), ball(200, 16, "inflated")
+    areas = (Region("V1", "prf-visualrois", inner), Region("V2", "prf-visualrois", outer & ~inner), Region("FFA-1", "floc-faces", ball(3000, 8, "inflated")))
+    lines = [mesh.outlines(region.inside, faces) for region in bordered(areas)]
+    assert [len(found) for found in lines] == [1, 1, 1]
+    rings = [{(a, b) for a, b in zip(line.start.tolist(), line.stop.tolist(), strict=True)} for (line,) in lines]
+    assert not rings[0] & rings[1], "the border of V1 is drawn twice"
+    assert len(mesh.outlines(areas[1].inside, faces)) == 2
+    assert bordered(areas)[2] is areas[2]
 
 
 def test_labels_do_not_overlap():

@@ -10,10 +10,14 @@ from havir_explorer.app.figure import Figure
 
 
 @pytest.fixture
-def figure():
-    made = Figure(go.Layout(height=300))
-    made.add_traces([go.Mesh3d(x=[0.0, 1, 0], y=[0.0, 0, 1], z=[0.0, 0, 0])])
-    return made
+def lost():
+    return []
+
+
+@pytest.fixture
+def figure(lost):
+    mesh = go.Mesh3d(x=[0.0, 1, 0], y=[0.0, 0, 1], z=[0.0, 0, 0])
+    return Figure(go.Figure([mesh], go.Layout(height=300)), {"scrollZoom": True}, lambda: lost.append(True))
 
 
 def test_what_must_start_within_two_seconds_is_small_and_plotly_comes_apart(figure):
@@ -42,3 +46,17 @@ def test_what_was_sent_does_not_change_with_the_figure(figure):
     figure.send_whole()
     assert figure.sent == 2
     assert figure._widget_layout["title"]["text"] == "later"
+
+
+def test_a_view_without_an_answer_gets_another_widget_with_the_same_figure(figure, lost):
+    figure.layout.title.text = "painted"
+    figure.data[0].vertexcolor = np.array(["#f00", "#0f0", "#00f"])
+    assert lost == []
+    figure._handle_custom_msg("anew", [])
+    assert lost == [True]
+    other = figure.anew()
+    assert other is not figure
+    assert other.layout.title.text == "painted"
+    assert list(other.data[0].vertexcolor) == ["#f00", "#0f0", "#00f"]
+    assert other._config == {"scrollZoom": True}
+    assert other.patience == 2 * figure.patience

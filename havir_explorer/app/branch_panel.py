@@ -79,7 +79,7 @@ class BranchPanel:
         """Paint a branch's map and write its table."""
         if self._cortex is not None:
             title = f"{BRANCH_NAMES[branch]} reads {_READS[branch]} voxels"
-            self._cortex.show(fed.vertices, title, "weight percentile", 0.0, 1.0, without="not read by this branch")
+            self._cortex.show(fed.vertices, title, "weight percentile", 0.0, 1.0, without="not read")
         self._table.value = _table(fed.table, branch)
 
     def _chose(self, change: dict[str, Branch]) -> None:

@@ -62,10 +62,9 @@ class CortexPanel:
         self._scale: tuple[str, float, float, str] | None = None
         self._theme: Theme = theme
         self.view = VIEWS[0]
-        self.figure = Figure(scene.layout(height, _INK[theme]))
-        self.figure._config = {"displayModeBar": False, "scrollZoom": True, "responsive": True}  # noqa: SLF001 - FigureWidget takes no config argument
-        with DRAWING, self.figure.batch_update():
-            self.figure.add_traces(self._base_traces())
+        with DRAWING:
+            drawn = go.Figure(self._base_traces(), scene.layout(height, _INK[theme]))
+            self.figure = Figure(drawn, {"displayModeBar": False, "scrollZoom": True, "responsive": True}, self._replace)
         self._buttons = widgets.ToggleButtons(
             options=[(v.capitalize(), v) for v in VIEWS], value=self.view, style={"button_width": "auto"}, layout=widgets.Layout(width="auto")
         )
@@ -109,7 +108,7 @@ class CortexPanel:
         *,
         cmap: str = palette.UNSIGNED,
         threshold: float | None = None,
-        without: str = "no value here",
+        without: str = "no value",
     ) -> None:
         """Paint a map; the mesh, the camera and the outlines stay as they are.
 
@@ -125,7 +124,7 @@ class CortexPanel:
         threshold : float, optional
             Smaller absolute values are drawn as bare cortex.
         without : str
-            What the pointer is told where there is no value.
+            What the pointer is told where there is no value; short, because it is sent for every vertex.
 
         Raises
         ------
@@ -137,16 +136,24 @@ class CortexPanel:
         with DRAWING, self.figure.batch_update():
             brain = self.figure.data[_MESH]
             brain.vertexcolor = colors
-            brain.customdata = hover_words(values, unit, without)
+            brain.customdata = hover_words(values, without)
             self.figure.layout.title.text = title
             if self._scale != (scale := (unit, vmin, vmax, cmap)):
                 self._scale = scale
                 self._draw_bar(unit, vmin, vmax, cmap)
 
+    def _replace(self) -> None:
+        """Put another widget where the figure missed its start in the browser."""
+        with DRAWING:
+            self.figure = self.figure.anew()
+            first, _, last = self.widget.children
+            self.widget.children = (first, self.figure, last)
+
     def _draw_bar(self, unit: str, vmin: float, vmax: float, cmap: str) -> None:
         """Range, colours and unit; apart from :meth:`show` because plotly checks all of it anew, which takes longer than painting."""
         marker = self.figure.data[_BAR].marker
         marker.update(cmin=vmin, cmax=vmax, colorscale=palette.colorscale(cmap))
+        self.figure.data[_MESH].hovertemplate = f"%{{text}}%{{customdata}}<extra>{unit}</extra>"
         marker.colorbar.update(title={"text": unit}, tickvals=np.linspace(vmin, vmax, 5).round(6))
 
     def set_view(self, view: str) -> None:
@@ -225,7 +232,7 @@ class CortexPanel:
         traces = []
         points = iter(self._outline_points())
         for file, color in self._files().items():
-            for width, ink in ((6, _CASING), (3, color)):
+            for width, ink in ((5, _CASING), (2.5, color)):
                 xyz = next(points)
                 traces.append(
                     go.Scatter3d(x=xyz[:, 0], y=xyz[:, 1], z=xyz[:, 2], mode="lines", line={"width": width, "color": ink}, hoverinfo="skip", name=file)
@@ -278,13 +285,13 @@ class CortexPanel:
                 trace.visible = self._is_on(trace.name)
 
 
-def hover_words(values: FloatArray, unit: str, without: str) -> palette.ColorArray:
-    """Say each vertex's value to two decimals with its unit, or ``without`` where it is NaN.
+def hover_words(values: FloatArray, without: str) -> palette.ColorArray:
+    """Say each vertex's value to two decimals, or ``without`` where it is NaN.
 
     Parameters
     ----------
     values : float32 (n_vertices,)
-    unit, without : str
+    without : str
 
     Returns
     -------
@@ -292,7 +299,7 @@ def hover_words(values: FloatArray, unit: str, without: str) -> palette.ColorArr
     """
     known = ~np.isnan(values)
     hundredths, which = np.unique(np.rint(100 * values[known]).astype(np.int64), return_inverse=True)
-    spoken = np.array([without, *(f"{number / 100:.2f} {unit}" for number in hundredths.tolist())])
+    spoken = np.array([without, *(f"{number / 100:.2f}" for number in hundredths.tolist())])
     at = np.zeros(len(values), np.intp)
     at[known] = which + 1
     return spoken[at]

@@ -1,6 +1,7 @@
 /* Plotly's bundle is 5 MB and takes seconds to read on a busy machine, while anywidget gives a widget two to initialise and afterwards
-   drops what the kernel sends to it. So this small module answers at once and reads the bundle beside it; and because plotly keeps no
-   account of edits made before a view exists, each view starts from the figure as the kernel holds it. */
+   drops what the kernel sends to it. So this small module answers at once and reads the bundle beside it; where even that came too late,
+   it asks for another widget. And because plotly keeps no account of edits made before a view exists, each view starts from the figure as
+   the kernel holds it. */
 
 export default () => {
   let figure;
@@ -47,10 +48,12 @@ function shown(el) {
   });
 }
 
-/* Until the kernel has sent the figure as it stands. */
+/* Until the kernel has sent the figure as it stands; an answer that does not come is one that anywidget has dropped. */
 function fresh(model) {
   return new Promise((resolve) => {
+    const late = setTimeout(() => model.send("anew"), 1000 * model.get("patience"));
     const arrived = () => {
+      clearTimeout(late);
       model.off("change:sent", arrived);
       resolve();
     };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -21,7 +22,12 @@ class Figure(go.FigureWidget):  # type: ignore[misc]  # plotly ships no types
 
     Parameters
     ----------
-    layout : plotly.graph_objects.Layout
+    figure : plotly.graph_objects.Figure
+        What it shows at first.
+    config : dict
+        plotly's options for the browser side.
+    on_lost : callable
+        Called when a view got no answer: the widget missed its start, and :meth:`anew` has to take its place.
 
     Attributes
     ----------
@@ -29,15 +35,28 @@ class Figure(go.FigureWidget):  # type: ignore[misc]  # plotly ships no types
         plotly's browser side, as installed.
     sent : int
         Rises each time the whole figure was sent.
+    patience : int
+        Seconds that a view waits for an answer; doubled for each widget that takes another's place, for a machine so slow that answers are.
     """
 
     _esm = Path(__file__).with_name("figure.js")
     bundle = traitlets.Bytes().tag(sync=True)
     sent = traitlets.Int(0).tag(sync=True)
+    patience = traitlets.Int(8).tag(sync=True)
 
-    def __init__(self, layout: go.Layout) -> None:
-        super().__init__(layout=layout)
+    def __init__(self, figure: go.Figure, config: dict[str, object], on_lost: Callable[[], None]) -> None:
+        super().__init__(figure)
+        self._config = config
+        self._on_lost = on_lost
         self.on_msg(self._answer)
+
+    def anew(self) -> Figure:
+        """Return another widget with this one's content and twice its patience; this one is closed."""
+        with DRAWING:
+            other = Figure(go.Figure(self), self._config, self._on_lost)
+            other.patience = 2 * self.patience
+            self.close()
+        return other
 
     @traitlets.default("bundle")
     def _plotly(self) -> bytes:
@@ -53,3 +72,5 @@ class Figure(go.FigureWidget):  # type: ignore[misc]  # plotly ships no types
     def _answer(self, _widget: object, content: object, _buffers: object) -> None:
         if content == "fresh":
             self.send_whole()
+        elif content == "anew":
+            self._on_lost()

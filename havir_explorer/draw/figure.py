@@ -84,7 +84,7 @@ def figure(
         scale = 0.97 * min(box[2] / where.size[0], box[3] / where.size[2])
         _surface(fig, where, values, box, scale, low, high, cmap)
         over = _overlay(fig, box, scale)
-        _draw_outlines(over, where, shown, colors)
+        _draw_outlines(over, where, shown, colors, wide=1.6 if view == "flat" else 1.1)
         _captions(over, view)
         if view == "flat":
             _names(over, where, shown)
@@ -169,10 +169,11 @@ def _overlay(fig: Figure, box: tuple[int, int, int, int], scale: float) -> Axes:
     return over
 
 
-def _draw_outlines(over: Axes, where: mesh.Scene, shown: tuple[Region, ...], colors: dict[str, str]) -> None:
+def _draw_outlines(over: Axes, where: mesh.Scene, shown: tuple[Region, ...], colors: dict[str, str], wide: float) -> None:
+    """Draw the borders, ``wide`` points with their dark casing: narrower where the cortex is small, so that bands keep their colours."""
     for region in bordered(shown):
         runs = [run for line in mesh.outlines(mesh.to_fsaverage5(region.inside), where.faces) for run in _visible_runs(line.points(where), where, line)]
-        for width, color, order in ((2.1, _INK, 2), (1.1, colors[region.file], 3)):
+        for width, color, order in ((wide, _INK, 2), (wide / 2, colors[region.file], 3)):
             over.add_collection(LineCollection(runs, colors=color, linewidths=width, capstyle="round", zorder=order), autolim=False)
 
 
