@@ -123,7 +123,7 @@ class MaskPanel:
         count = int(atlas.voxels(row.name).sum())
         toggle = widgets.ToggleButtons(
             options=["keep", "mute", "solo"],
-            description=f"{words(row.label)} <small>{count:,}</small>",
+            description=f"{words(row.label)} ({count:,})",
             description_allow_html=True,
             tooltips=[f"{row.label}: pass unchanged", f"{row.label}: replace its {count} voxels", f"keep only {row.label} (and other solo ROIs)"],
             style={"button_width": "42px", "description_width": "auto"},

@@ -95,6 +95,7 @@ CSS = """
 .havir .havir-switch .jupyter-button { width: auto !important; height: 26px; line-height: 24px; font-size: 12px; padding: 0 10px; }
 .havir .havir-switch .widget-label { display: none; }
 .havir table.havir-table.scores th:first-child { width: 26%; }
+.havir .havir-plot .widget-toggle-buttons, .havir .havir-switch { margin-left: -2px; }
 .havir .havir-plot { width: 100%; min-width: 0; overflow: hidden; }
 .havir .havir-plot .js-plotly-plot .main-svg text { fill: var(--havir-text) !important; }
 .havir .havir-plot .js-plotly-plot .annotation-text-g rect.bg { fill: var(--havir-card) !important; }

@@ -104,7 +104,7 @@ def _line(name: str, full: Score | None, masked: Score | None) -> str:
     known = full or masked
     arrow = "" if known is None else " ↑" if known.higher_is_better else " ↓"
     chance = "–" if known is None or known.chance is None else f"{known.chance:.2f}"
-    change = f"{masked.value - full.value:+.2f}".replace("-", "−") if full and masked else "–"
+    change = f"{round(masked.value - full.value, 2) or 0.0:+.2f}".replace("-", "−") if full and masked else "–"
     title = f' title="{words(known.protocol)}"' if known else ""
     cells = [chance, *(f"{s.value:.2f}".replace("-", "−") if s else "–" for s in (full, masked)), change]
     return f"<tr><td{title}>{words(name)}{arrow}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
