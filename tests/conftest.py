@@ -122,6 +122,7 @@ def tiny_tower(tmp_path) -> Path:
     return tmp_path / "tiny.pt"
 
 
+@pytest.fixture
 def pipeline():
     """A pipeline that draws at once, or waits before each step while its gate is closed."""
     from fake_app import Pipeline
