@@ -48,7 +48,7 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
 
     Attributes
     ----------
-    subject, trial, repeats, mask, seed, steps, strength, guidance, mix
+    subject, trial, repeats, mask, seed, steps, strength, guidance, mix, scheduler, guidance_start, guidance_stop, convention
         The request; see :class:`~havir_explorer.records.Request` for ranges. Setting one raises a HavirError where it is out of range.
     branch : {'structural', 'semantic'}
         Whose cortex is shown.

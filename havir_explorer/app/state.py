@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import operator
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import traitlets
 
 from havir_explorer import masks
 from havir_explorer.app.world import World
-from havir_explorer.records import Branch, Mask, Reconstruction, Repeats, Request, Settings
+from havir_explorer.records import Branch, Convention, Mask, Reconstruction, Repeats, Request, Scheduler, Settings
 
 SETTINGS = tuple(f.name for f in fields(Settings))
 
@@ -40,6 +40,10 @@ class State(traitlets.HasTraits):
     strength = traitlets.Float(Settings.strength)
     guidance = traitlets.Float(Settings.guidance)
     mix = traitlets.Float(Settings.mix)
+    scheduler: traitlets.TraitType[Scheduler, Scheduler] = traitlets.Enum(get_args(Scheduler), Settings.scheduler)
+    guidance_start = traitlets.Float(Settings.guidance_start)
+    guidance_stop = traitlets.Float(Settings.guidance_stop)
+    convention: traitlets.TraitType[Convention, Convention] = traitlets.Enum(get_args(Convention), Settings.convention)
     branch: traitlets.TraitType[Branch, Branch] = traitlets.Enum(("structural", "semantic"), "structural")
     status = traitlets.Unicode("idle", read_only=True)
     baseline = traitlets.Instance(Reconstruction, allow_none=True, read_only=True)
