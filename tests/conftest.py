@@ -120,3 +120,24 @@ def tiny_tower(tmp_path) -> Path:
     open_clip.add_model_config(tmp_path / "tiny-tower.json")
     torch.save(open_clip.create_model("tiny-tower", pretrained=None).state_dict(), tmp_path / "tiny.pt")
     return tmp_path / "tiny.pt"
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory) -> Path:
+    """A small Versatile Diffusion of random weights in the published layout; never damaged."""
+    import full_size
+
+    return full_size.write(tmp_path_factory.mktemp("original") / "vd")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder of the test's own."""
+    monkeypatch.setenv("HAVIR_CACHE", str(tmp_path / "havir-cache"))
+    return tmp_path / "havir-cache"
+
+
+@pytest.fixture
+def checkpoint(original, own_cache, tmp_path) -> Path:
+    """A copy of the random checkpoint to break."""
+    return Path(shutil.copytree(original, tmp_path / "vd"))
