@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from havir_explorer import __version__, cli_diffuse, cli_prepare
+from havir_explorer import __version__, cli_diffuse, cli_prepare, cli_weights
 from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, quiet, table, write
 from havir_explorer.errors import HavirError, RequestError, nearest
 from havir_explorer.records import Branch, Request
@@ -30,11 +30,12 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(cli_weights.app)
 
 DatasetOption = Annotated[str, typer.Option("--dataset", help="'demo', or the folder of an NSD tree.")]
 SubjectOption = Annotated[str, typer.Option("--subject", help="subj01 and so on.")]
 DecoderOption = Annotated[str | None, typer.Option("--decoder", help="Folder of a trained HAVIR; the shipped one when left out.")]
-GeneratorOption = Annotated[str | None, typer.Option("--generator", help="Folder of a Versatile Diffusion, or 'demo'.")]
+GeneratorOption = Annotated[str | None, typer.Option("--generator", help="Folder or cached hub id of a Versatile Diffusion, or 'demo'.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _D = Request()  # every default on the command line is the record's own
@@ -133,18 +134,20 @@ def _lists(**options: str | None) -> dict[str, tuple[str, ...] | None]:
 
 def _reconstruction(request: Request, out: Path) -> tuple[Reconstruction, bool]:
     """The result, and whether it was remembered from an earlier run."""
-    from havir_explorer.pipeline import run
+    from havir_explorer import pipeline
     from havir_explorer.store import Store
 
     known = Store().get(request)
     if known is not None:
         return known, True
+    if request.generator != _D.generator and (cost := pipeline.cost(request)).is_long:  # the demo's never is
+        console(to_stderr=True).print(f"{cost}; stop it with Ctrl-C, or lower it with fewer --steps, less --strength or --guidance 1")
     with progress_bar(f"drawing {out.name}") as show:
 
         def on_step(step: Step) -> None:
             show(step.index / step.count if step.count else 0.0, f"{step.stage} {step.index}/{step.count}" if step.count else step.stage)
 
-        return run(request, on_step=on_step), False
+        return pipeline.run(request, on_step=on_step), False
 
 
 def _remember(result: Reconstruction) -> None:
@@ -180,6 +183,8 @@ def _print(result: Reconstruction, out: Path, *, cached: bool) -> None:
     rows = [(s.name, f"{s.value:.3f}", "–" if s.chance is None else f"{s.chance:.3f}") for s in result.scores]
     table(f"{result.request.subject}, trial {result.request.trial} – {', '.join(labels)}", ("score", "value", "chance"), rows)
     times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds)
+    if not any(s.name == "CLIP" for s in result.scores):
+        console().print("no CLIP scores: this generator's folder holds no CLIP image tower")
     console().print(f"{'remembered' if cached else times}\nwrote {out} and its recipe {out.with_suffix('.json')}")
 
 

@@ -16,10 +16,12 @@ from havir_explorer import masks, measure
 from havir_explorer.data import open_dataset
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.decode.havir import Havir
+from havir_explorer.diffuse import cost as costs
 from havir_explorer.diffuse import device, source, weights
 from havir_explorer.diffuse.fingerprint import fingerprint
 from havir_explorer.diffuse.model import VersatileDiffusion, resized, to_uint8
 from havir_explorer.diffuse.paint import paint
+from havir_explorer.diffuse.parts import Place
 from havir_explorer.diffuse.sampler import Drawn, generate
 from havir_explorer.errors import WeightsMissing
 from havir_explorer.loaded import Loaded
@@ -132,6 +134,17 @@ def models(request: Request) -> tuple[Dataset, Havir, VersatileDiffusion]:
         generator.sees()  # half a CLIP tower is said now, not after the picture
         decoder.manifest.check_generator(fingerprint(generator), request.generator)
         return dataset, decoder, generator
+
+
+def cost(request: Request) -> costs.Cost:
+    """Return what drawing a request will cost on this machine, without loading anything.
+
+    Raises
+    ------
+    HavirError
+        The generator is absent or damaged, or the device asked for is not there.
+    """
+    return costs.estimate(source.locate(request.generator), request.settings, Place(device.device(), device.dtype()))
 
 
 def decoder_folder(dataset: Dataset, subject: str) -> Path:

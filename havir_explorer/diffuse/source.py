@@ -172,7 +172,7 @@ def locate(asked: str | Path, variant: str | None = None) -> Source:
     Parameters
     ----------
     asked : str or Path
-        ``"demo"``, a folder, or a hub id ``owner/name``, optionally with ``@revision``, which is looked up in the hub's cache.
+        ``"demo"``, a folder, or a hub id ``owner/name``, optionally with ``@revision``: fetched by ``havir weights``, or in the hub's cache.
     variant : str, optional
         As in :class:`Source`.
 
@@ -189,20 +189,25 @@ def locate(asked: str | Path, variant: str | None = None) -> Source:
     if not is_hub_id(name):
         msg = f"no Versatile Diffusion at {name}: the folder does not exist; give 'demo', a hub id such as {PUBLISHED}, or a folder with {files_to_copy()}"
         raise WeightsMissing(msg)
-    snapshot = _snapshot(name)
+    snapshot = fetched_folder(name) if fetched_folder(name).is_dir() else _snapshot(name)
     if snapshot is None:
         msg = (
-            f"no Versatile Diffusion for {name!r}: there is no such folder, and it is not in the hub's cache at {constants.HF_HUB_CACHE}; download it with "
-            f"havir weights fetch {name}, or, without a network, copy its files into a folder of yours and name that folder: {files_to_copy()}"
+            f"no Versatile Diffusion for {name!r}: there is no such folder, it was not fetched, and the hub's cache at {constants.HF_HUB_CACHE} lacks it; "
+            f"download it with havir weights fetch {name}, or, without a network, copy its files into a folder of yours and name that folder: {files_to_copy()}"
         )
         raise WeightsMissing(msg)
     return Source(name, snapshot, variant)
 
 
+def fetched_folder(name: str) -> Path:
+    """Return where ``havir weights fetch`` puts a hub id unless told otherwise."""
+    return paths.cache_folder() / "weights" / name.replace("/", "--")
+
+
 def files_to_copy() -> str:
     """Return which files a checkpoint folder needs, as part of a sentence."""
     names = ((part, name) for part, about in PARTS.items() for name in (about.config, about.safetensors and f"{about.safetensors}.safetensors"))
-    return ", ".join(f"{part}/{name}" for part, name in names if name)
+    return ", ".join([*(f"{part}/{name}" for part, name in names if name), "tokenizer/vocab.json", "tokenizer/merges.txt"])
 
 
 def record(root: Path) -> dict[str, Any]:
