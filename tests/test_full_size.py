@@ -26,22 +26,26 @@ def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 def clock(work):
     began = time.perf_counter(); result = work()
     return result, time.perf_counter() - began
+def timed(name, work):
+    began = time.process_time(); result, said[name + "_s"] = clock(work); said[name + "_cpu_s"] = time.process_time() - began
+    return result
 
 folder, dtype, *only = sys.argv[1:]
 settings = Settings(steps=1, strength=1.0, guidance=7.5, mix=0.4)
 guess, counting = clock(lambda: cost.estimate(source.locate(folder), settings, Place(torch.device("cpu"), device.dtype(dtype))))
 before = process.memory_info().rss
-model, loading = clock(lambda: weights.load(folder, dtype=dtype))
+said = {"dtype": dtype, "threads": torch.get_num_threads()}
+model = timed("load", lambda: weights.load(folder, dtype=dtype))
 loaded, kept = peak() - before, sum(p.numel() * p.element_size() for m in (model.unet, model.vae) for p in m.parameters())
-said = {"dtype": dtype, "threads": torch.get_num_threads(), "kept": kept, "load_s": loading, "load_peak": loaded, "load_ratio": loaded / kept}
+said |= {"kept": kept, "load_peak": loaded, "load_ratio": loaded / kept}
 said["parameters"] = sum(p.numel() for m in (model.unet, model.vae) for p in m.parameters())
 if not only:
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.standard_normal((1, *shape)).astype(np.float32)
     decoded = Decoded(draw(*model.latent_shape), draw(*model.empty_image.shape[1:]), draw(*model.empty_text.shape[1:]))
-    drawn, said["step_s"] = clock(lambda: generate(model, decoded, [settings]))
+    drawn = timed("step", lambda: generate(model, decoded, [settings]))
     said["step_peak"] = peak()
-    picture, said["decode_s"] = clock(lambda: model.decode_latents(drawn.latents))
+    picture = timed("decode", lambda: model.decode_latents(drawn.latents))
     shown = torch.from_numpy(decoded.latents[0])
     said |= {"peak": peak(), "shape": picture.shape, "finite": bool(torch.isfinite(drawn.latents).all())}
     said["preview_s"] = min(clock(lambda: model.preview(shown))[1] for _ in range(20))
@@ -74,7 +78,7 @@ def test_it_loads_steps_and_decodes(folder, dtype):
     assert found["finite"]
     assert found["preview_s"] < 0.005
     if dtype == "float32":  # how fast others are on a CPU depends on what it was made for
-        assert found["estimate_s"] == pytest.approx(found["step_s"] + 2 * found["decode_s"], rel=0.5)
+        assert 0.5 < found["estimate_s"] / (found["step_s"] + 2 * found["decode_s"]) < 2
         assert found["estimate_bytes"] == pytest.approx(found["peak"], rel=0.3)
 
 
