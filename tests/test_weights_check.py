@@ -175,7 +175,7 @@ def test_operations_of_a_step_are_those_of_the_denoiser_itself(original):
     config = found.config("image_unet")
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         rows = [torch.empty(2, *shape) for shape in ((4, 8, 8), (5, 24), (6, 24))]
-        VersatileUNet(config)(rows[0], torch.tensor(1), Conditions(rows[1], rows[2], torch.empty(2)))
+        VersatileUNet(config)(rows[0], torch.ones(2), Conditions(rows[1], rows[2], torch.empty(2)))
     both = cost.estimate(found, Settings(guidance=3, mix=0.4), CPU)
     assert both.step_flops == counter.get_total_flops()
     image, text = (cost.estimate(found, Settings(guidance=1, mix=mix), CPU).step_flops for mix in (0, 1))

@@ -67,7 +67,7 @@ def estimate(source: Source, settings: Settings, place: Place) -> Cost:
     ----------
     source : Source
     settings : Settings
-        Steps, strength, guidance and mix decide.
+        Steps, strength, guidance, its interval, and mix decide.
     place : Place
         Device and number format it will run in.
 
@@ -78,7 +78,7 @@ def estimate(source: Source, settings: Settings, place: Place) -> Cost:
     """
     unet, vae = source.config("image_unet"), source.config("vae")
     steps = min(int(settings.steps * settings.strength), settings.steps)
-    rows = 1 if settings.guidance == 1 else 2
+    rows = 1 if settings.guidance == 1 else 1 + settings.guidance_stop - settings.guidance_start  # the mean over the steps
     by_image, by_text = (_step_flops(_frozen(unet), tokens) for tokens in _tokens(source))
     flows = (0.0 if settings.mix == 1 else by_image.attention) + (0.0 if settings.mix == 0 else by_text.attention)
     step = rows * (by_image.rest + flows)

@@ -18,8 +18,8 @@ from havir_explorer.diffuse.parts import Place
 from havir_explorer.diffuse.source import EXTRAS, Source
 from havir_explorer.errors import WeightsInvalid
 
-_SIDE = 16
-"""Largest side of the latents that the preview map is fitted to: the autoencoder is convolutional, and 64 would take a minute on a CPU."""
+_SIDE = 8
+"""Largest side of the latents that the preview map is fitted to: the autoencoder is convolutional, and 64 would take minutes on a CPU."""
 
 
 class Extras(NamedTuple):
