@@ -3,7 +3,7 @@
 # make test                     install and check everything
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types contracts unit notebooks browser chromium bench clean
+.PHONY: help demo test lint types contracts unit test-fullsize notebooks browser chromium bench clean
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -31,7 +31,11 @@ contracts: $(VENV)/.ready-test
 	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -m "not browser" tests $(ARGS)
+	$(BIN)/python -m pytest -m "not browser and not fullsize" tests $(ARGS)
+
+# A random Versatile Diffusion of the published size: 16 GB of memory, 10 GB of disk, some minutes.
+test-fullsize: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -m fullsize -s tests/test_full_size.py $(ARGS)
 
 notebooks: $(VENV)/.ready-test
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks $(ARGS)

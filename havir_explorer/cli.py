@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from havir_explorer import __version__, cli_diffuse, cli_prepare
+from havir_explorer import __version__, cli_diffuse, cli_prepare, cli_weights
 from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, quiet, table, write
-from havir_explorer.errors import HavirError, RequestError, nearest
+from havir_explorer.errors import RequestError, nearest
 from havir_explorer.records import Branch, Request
 
 if TYPE_CHECKING:
     from havir_explorer.data.dataset import Dataset
     from havir_explorer.decode.havir import Havir
     from havir_explorer.measure import Tower
-    from havir_explorer.records import Reconstruction, Step
 
 app = typer.Typer(
     name="havir",
@@ -30,11 +29,12 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(cli_weights.app)
 
 DatasetOption = Annotated[str, typer.Option("--dataset", help="'demo', or the folder of an NSD tree.")]
 SubjectOption = Annotated[str, typer.Option("--subject", help="subj01 and so on.")]
 DecoderOption = Annotated[str | None, typer.Option("--decoder", help="Folder of a trained HAVIR; the shipped one when left out.")]
-GeneratorOption = Annotated[str | None, typer.Option("--generator", help="Folder of a Versatile Diffusion, or 'demo'.")]
+GeneratorOption = Annotated[str | None, typer.Option("--generator", help="Folder or cached hub id of a Versatile Diffusion, or 'demo'.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _D = Request()  # every default on the command line is the record's own
@@ -103,7 +103,7 @@ def reconstruct(
     as_json: JsonOption = False,
 ) -> None:
     """Redraw what a subject saw from the brain response to it."""
-    from havir_explorer import store
+    from havir_explorer import cli_reconstruct, store
 
     base = store.read_recipe(recipe) if recipe else Request()
     mask = replace(base.mask, **_given(fill=fill, fill_trial=fill_trial, fill_seed=fill_seed, **_lists(mute=mute, keep=keep)))
@@ -112,14 +112,14 @@ def reconstruct(
     chosen = _given(dataset=dataset, subject=subject, trial=trial, repeats=repeats, generator=generator, decoder=decoder)
     request = replace(base, mask=mask, settings=settings, **chosen)
     store.check_sidecar(can_write(out, ".png"))
-    result, cached = _reconstruction(request, out)
+    result, cached = cli_reconstruct.drawn_or_remembered(request, out)
     store.write_png(result, out)
     if not cached:
-        _remember(result)
+        cli_reconstruct.remember(result)
     if as_json:
-        emit(_as_dict(result, out, cached=cached))
+        emit(cli_reconstruct.as_dict(result, out, cached=cached))
     else:
-        _print(result, out, cached=cached)
+        cli_reconstruct.show(result, out, cached=cached)
 
 
 def _given(**options: Any) -> dict[str, Any]:  # noqa: ANN401 - each value has its option's type
@@ -129,58 +129,6 @@ def _given(**options: Any) -> dict[str, Any]:  # noqa: ANN401 - each value has i
 
 def _lists(**options: str | None) -> dict[str, tuple[str, ...] | None]:
     return {name: None if text is None else names(text) for name, text in options.items()}
-
-
-def _reconstruction(request: Request, out: Path) -> tuple[Reconstruction, bool]:
-    """The result, and whether it was remembered from an earlier run."""
-    from havir_explorer.pipeline import run
-    from havir_explorer.store import Store
-
-    known = Store().get(request)
-    if known is not None:
-        return known, True
-    with progress_bar(f"drawing {out.name}") as show:
-
-        def on_step(step: Step) -> None:
-            show(step.index / step.count if step.count else 0.0, f"{step.stage} {step.index}/{step.count}" if step.count else step.stage)
-
-        return run(request, on_step=on_step), False
-
-
-def _remember(result: Reconstruction) -> None:
-    """Keep the result for the next time; where there is no room for it, the user still has the picture."""
-    from havir_explorer.store import Store
-
-    try:
-        Store().put(result)
-    except HavirError as fault:
-        sys.stderr.write(f"havir: not remembered for the next time: {' '.join(str(fault).split())}\n")
-
-
-def _as_dict(result: Reconstruction, out: Path, *, cached: bool) -> dict[str, object]:
-    scores = {s.name: {"value": float(s.value), "chance": s.chance, "higher_is_better": s.higher_is_better, "protocol": s.protocol} for s in result.scores}
-    return {
-        "picture": str(out),
-        "recipe": str(out.with_suffix(".json")),
-        "key": result.request.key,
-        "request": asdict(result.request),
-        "kind": result.kind,
-        "synthetic": result.synthetic,
-        "trained_on": result.trained_on,
-        "cached": cached,
-        "scores": scores,
-        "seconds": dict(result.seconds),
-        "steps_run": result.steps_run,
-        "signal": result.signal,
-    }
-
-
-def _print(result: Reconstruction, out: Path, *, cached: bool) -> None:
-    labels = [result.kind, *(["synthetic subject"] if result.synthetic else []), *(["seen in training: it flatters"] if result.trained_on else [])]
-    rows = [(s.name, f"{s.value:.3f}", "–" if s.chance is None else f"{s.chance:.3f}") for s in result.scores]
-    table(f"{result.request.subject}, trial {result.request.trial} – {', '.join(labels)}", ("score", "value", "chance"), rows)
-    times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds)
-    console().print(f"{'remembered' if cached else times}\nwrote {out} and its recipe {out.with_suffix('.json')}")
 
 
 app.command()(cli_diffuse.diffuse)

@@ -39,11 +39,11 @@ def diffuse(
     can_write(out, ".npz")
     if png is not None:
         _folder(png)
-    from havir_explorer.diffuse import exchange
+    from havir_explorer.diffuse import device, exchange
     from havir_explorer.diffuse.weights import load
 
     given = exchange.read(decoded)
-    model = load(weights)
+    model = load(weights, device=device.device(), dtype=device.dtype())
     with progress_bar(f"drawing {out.name}") as show:
         latents, pictures = exchange.draw(model, given, numbers, progress=show, on_notice=_notice)
     _save(out, png, latents=latents, pictures=pictures)

@@ -105,11 +105,15 @@ def _packages() -> Check:
 def _device() -> Check:
     import torch
 
+    from havir_explorer.diffuse import device
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = f"CPU, {cores} cores, torch uses {torch.get_num_threads()}"
-    if torch.cuda.is_available():
-        return Check("device", "note", f"{found}; {torch.cuda.get_device_name()}: found, not used by this version")
-    return Check("device", "fine", f"{found}; no CUDA device, which the demo does not need")
+    chosen = device.device()
+    told = f", as {device.DEVICE} says" if os.environ.get(device.DEVICE) else ""
+    runs = f"generators run on {chosen}{told}, in {str(device.dtype()).removeprefix('torch.')}"
+    cards = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "; no CUDA device, which the demo does not need"
+    return Check("device", "fine", f"{found}{cards}; {runs}")
 
 
 def _cache() -> Check:
@@ -136,9 +140,8 @@ def _generator() -> Check:
 
 def _decoders() -> Check:
     from havir_explorer.decode.havir import Havir
-    from havir_explorer.diffuse import weights
 
-    folder = weights.demo_folder().parent / "havir"
+    folder = paths.shipped_weights() / "havir"
     subjects = sorted(path for path in folder.glob("subj*") if path.is_dir())
     if not subjects:
         return Check("decoders", "broken", f"no trained HAVIR under {folder}", "train one: havir train --dataset demo --subject subj01")

@@ -183,7 +183,7 @@ def two_way_one(picture: FloatArray, stimulus: FloatArray, others: FloatArray) -
 def score(
     picture: UInt8Array,
     stimulus: UInt8Array,
-    features: Features,
+    features: Features | None,
     others: UInt8Array,
     *,
     other_features: FloatArray | None = None,
@@ -194,8 +194,8 @@ def score(
     ----------
     picture, stimulus : uint8 (H, W, 3)
         Of one size.
-    features : callable
-        The feature network of the CLIP scores.
+    features : callable or None
+        The feature network of the CLIP scores; without one there are none.
     others : uint8 (n, H, W, 3)
         The other test stimuli: distractors of the identification, and what chance is measured against. n at least 1.
     other_features : float32 (n, D), optional
@@ -204,7 +204,7 @@ def score(
     Returns
     -------
     tuple of Score
-        In the order of :data:`METRICS`.
+        In the order of :data:`METRICS`, those of CLIP left out without a feature network.
 
     Raises
     ------
@@ -215,18 +215,20 @@ def score(
         msg = "scores need at least one other test stimulus to measure chance against; got none"
         raise RequestError(msg)
     repeated = np.broadcast_to(picture, others.shape) if picture.shape == others.shape[1:] else np.repeat(picture[None], len(others), 0)
-    mine, true = features(np.stack((picture, stimulus)))
-    theirs = features(others) if other_features is None else other_features
     values = {
         "PixCorr": (float(pixcorr(picture[None], stimulus[None])[0]), float(pixcorr(repeated, others).mean())),
         "SSIM": (float(ssim(picture[None], stimulus[None])[0]), float(ssim(repeated, others).mean())),
-        "CLIP": (two_way_one(mine, true, theirs), 0.5),
-        "CLIP-cos": (float(cosine(mine[None], true[None])[0]), float(cosine(np.broadcast_to(mine, theirs.shape), theirs).mean())),
     }
+    if features is not None:
+        mine, true = features(np.stack((picture, stimulus)))
+        theirs = features(others) if other_features is None else other_features
+        values["CLIP"] = (two_way_one(mine, true, theirs), 0.5)
+        values["CLIP-cos"] = (float(cosine(mine[None], true[None])[0]), float(cosine(np.broadcast_to(mine, theirs.shape), theirs).mean()))
     against = f"; chance is the mean over {len(others)} other stimuli"
     return tuple(
         Score(m.name, values[m.name][0], values[m.name][1], m.higher_is_better, m.protocol + (against if m.chance is None else f" ({len(others)})"))
         for m in METRICS.values()
+        if m.name in values
     )
 
 

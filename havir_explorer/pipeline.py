@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -17,17 +16,24 @@ from havir_explorer import masks, measure
 from havir_explorer.data import open_dataset
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.decode.havir import Havir
-from havir_explorer.diffuse import weights
+from havir_explorer.diffuse import cost as costs
+from havir_explorer.diffuse import device, source, weights
 from havir_explorer.diffuse.fingerprint import fingerprint
 from havir_explorer.diffuse.model import VersatileDiffusion, resized, to_uint8
 from havir_explorer.diffuse.paint import paint
+from havir_explorer.diffuse.parts import Place
 from havir_explorer.diffuse.sampler import Drawn, generate
 from havir_explorer.errors import WeightsMissing
-from havir_explorer.paths import cache_folder
+from havir_explorer.loaded import Loaded
+from havir_explorer.paths import cache_folder, shipped_weights
 from havir_explorer.records import FloatArray, IntArray, Reconstruction, Request, Score, Step, UInt8Array
 
 OnStep = Callable[[Step], None]
+_Shared = tuple[IntArray, UInt8Array, FloatArray | None]
 _LOADING = Lock()  # the app prepares in one thread while its worker runs in another
+_GENERATORS: Loaded[VersatileDiffusion] = Loaded(2)
+_DECODERS: Loaded[Havir] = Loaded(8)
+_SHARED: WeakKeyDictionary[VersatileDiffusion, dict[tuple[Dataset, str], _Shared]] = WeakKeyDictionary()
 
 
 def run(request: Request, *, on_step: OnStep | None = None) -> Reconstruction:
@@ -83,7 +89,7 @@ def scored(dataset: Dataset, generator: VersatileDiffusion, request: Request, pi
     nsd_id = shown(dataset, request)
     stimulus = at_side(dataset.stimuli(np.array([nsd_id])), generator.side)[0]
     others, features = distractors(dataset, request.subject, generator, nsd_id)
-    return stimulus, measure.score(picture, stimulus, generator.image_features, others, other_features=features)
+    return stimulus, measure.score(picture, stimulus, generator.image_features if generator.sees() else None, others, other_features=features)
 
 
 def finished(
@@ -115,21 +121,36 @@ def shown(dataset: Dataset, request: Request) -> int:
 
 
 def models(request: Request) -> tuple[Dataset, Havir, VersatileDiffusion]:
-    """Return the data set, the subject's decoder (checked against it) and the generator of a request; each is loaded once a process."""
+    """Return the data set, the subject's decoder (checked against it) and the generator of a request.
+
+    Each is loaded once a process, and anew when its files have been replaced; runs that have begun keep the copy they have.
+    """
     dataset = open_dataset(request.dataset)
     dataset.trials(request.subject)  # for a subject there is none of, the reader's own sentence
     with _LOADING:
         decoder = _decoder(Path(request.decoder) if request.decoder else decoder_folder(dataset, request.subject))
         decoder.manifest.check(dataset, request.subject)
         generator = _generator(request.generator)
+        generator.sees()  # half a CLIP tower is said now, not after the picture
         decoder.manifest.check_generator(fingerprint(generator), request.generator)
         return dataset, decoder, generator
+
+
+def cost(request: Request) -> costs.Cost:
+    """Return what drawing a request will cost on this machine, without loading anything.
+
+    Raises
+    ------
+    HavirError
+        The generator is absent or damaged, or the device asked for is not there.
+    """
+    return costs.estimate(source.locate(request.generator), request.settings, Place(device.device(), device.dtype()))
 
 
 def decoder_folder(dataset: Dataset, subject: str) -> Path:
     """Return where a subject's decoder lives when a request names none: shipped for the teaching world, in the cache folder otherwise."""
     if dataset.synthetic:
-        return Path(str(resources.files("havir_explorer"))) / "data" / "demo" / "weights" / "havir" / subject
+        return shipped_weights() / "havir" / subject
     return cache_folder() / "havir" / dataset.name / subject
 
 
@@ -151,31 +172,37 @@ def at_side(pictures: UInt8Array, side: int) -> UInt8Array:
     return to_uint8(resized(pictures, side))
 
 
-def distractors(dataset: Dataset, subject: str, generator: VersatileDiffusion, nsd_id: int) -> tuple[UInt8Array, FloatArray]:
-    """Return the other shared stimuli the subject saw, uint8 (n, side, side, 3), and their features: what two-way identification compares with."""
-    ids, pictures, features = _shared_stimuli(dataset, subject, generator)
-    return pictures[ids != nsd_id], features[ids != nsd_id]
+def distractors(dataset: Dataset, subject: str, generator: VersatileDiffusion, nsd_id: int) -> tuple[UInt8Array, FloatArray | None]:
+    """Return the other shared stimuli the subject saw, uint8 (n, side, side, 3), and their features: what two-way identification compares with.
+
+    The features are None where the generator has no CLIP image tower.
+    """
+    known = _SHARED.setdefault(generator, {})
+    if (dataset, subject) not in known:
+        known[dataset, subject] = _shared_stimuli(dataset, subject, generator)
+    ids, pictures, features = known[dataset, subject]
+    others = ids != nsd_id
+    return pictures[others], None if features is None else features[others]
 
 
-@lru_cache(maxsize=8)
-def _shared_stimuli(dataset: Dataset, subject: str, generator: VersatileDiffusion) -> tuple[IntArray, UInt8Array, FloatArray]:
+def _shared_stimuli(dataset: Dataset, subject: str, generator: VersatileDiffusion) -> _Shared:
     table = dataset.trials(subject)
     ids = np.unique(table.loc[table["shared"], "nsd_id"].to_numpy(dtype=np.int64))
     pictures = np.concatenate([at_side(dataset.stimuli(some), generator.side) for some in np.array_split(ids, max(1, len(ids) // 10))])
-    return ids, pictures, generator.image_features(pictures)
+    return ids, pictures, generator.image_features(pictures) if generator.sees() else None
 
 
-@lru_cache(maxsize=8)
 def _decoder(folder: Path) -> Havir:
     if not folder.is_dir():
         msg = f"no trained HAVIR at {folder}; train one with `havir train` or name its folder as the decoder"
         raise WeightsMissing(msg)
-    return Havir.load(folder)
+    return _DECODERS.get(str(folder), folder, lambda: Havir.load(folder))
 
 
-@lru_cache(maxsize=2)
-def _generator(folder: str) -> VersatileDiffusion:
-    return weights.load(folder)
+def _generator(name: str) -> VersatileDiffusion:
+    place, dtype = device.device(), device.dtype()
+    found = source.locate(name)
+    return _GENERATORS.get(f"{name} {place} {dtype}", found.root, lambda: weights.load(name, device=place, dtype=dtype))
 
 
 def _filling(dataset: Dataset, request: Request) -> FloatArray | None:

@@ -8,7 +8,6 @@ keys and wrong types are refused, and no picture is decoded to find it.
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from havir_explorer.errors import HavirError, OutputError, RequestError
-from havir_explorer.paths import cache_folder
+from havir_explorer.paths import cache_folder, shipped_weights, stamp
 from havir_explorer.records import Kind, Reconstruction, Request, Score, UInt8Array
 
 KEYWORD = "havir_explorer recipe"
@@ -33,7 +32,6 @@ KEYWORD = "havir_explorer recipe"
 LARGEST_RECIPE = 1_000_000  # bytes; a recipe is about 2 kB, so anything larger than this was not written here
 LARGEST_SIDE = 4096  # pixels; no remembered picture is larger
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_DEMO_WEIGHTS = Path(__file__).parent / "data" / "demo" / "weights"
 
 
 class Recipe(BaseModel):
@@ -280,28 +278,29 @@ def _checked(picture: np.ndarray) -> UInt8Array:
 
 
 def _stamp(request: Request) -> str:
-    """Digest of the places, names, sizes and times of the files a request uses: a result of other files is not this request's result."""
-    digest = hashlib.sha256()
-    for folder in _sources(request):
-        digest.update(f"{folder.resolve()}\n".encode())
-        for path in sorted(path for level in ("*", "*/*") for path in folder.glob(level) if path.is_file()):  # a recipe may name any folder: two levels
-            about = path.stat()
-            digest.update(f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+    """Digest of the files and of the device a request uses: a result of others is not this request's result."""
+    from havir_explorer.diffuse import device  # here, because it loads torch, which reading a recipe does not need
+
+    try:
+        place = f"{device.device().type} {device.dtype()}"
+    except HavirError:  # the run that follows says it
+        place = ""
+    return f"{stamp(*_sources(request))} {place}"
 
 
 def _sources(request: Request) -> tuple[Path, ...]:
-    from havir_explorer import data, pipeline  # here, because they load torch, which reading a recipe does not need
+    from havir_explorer import data, pipeline  # as above
     from havir_explorer.data import betas
+    from havir_explorer.diffuse import source
 
-    generator = _DEMO_WEIGHTS / "versatile-diffusion" if request.generator == data.DEMO else Path(request.generator)
-    root, decoder = data.demo_folder(), _DEMO_WEIGHTS / "havir" / request.subject
-    if request.dataset != data.DEMO:  # the teaching world is not opened: that would build it
-        try:
+    root, decoder = data.demo_folder(), shipped_weights() / "havir" / request.subject
+    try:
+        generator = source.locate(request.generator).root
+        if request.dataset != data.DEMO:  # the teaching world is not opened: that would build it
             dataset = data.open_dataset(request.dataset)
             root, decoder = dataset.root, pipeline.decoder_folder(dataset, request.subject)
-        except HavirError:  # whoever reads the data says it better, and a remembered result does not survive it
-            return (generator,)
+    except HavirError:  # whoever reads the weights or the data says it better, and a remembered result does not survive it
+        return ()
     return generator, Path(request.decoder) if request.decoder else decoder, betas.folder(root, request.subject)
 
 

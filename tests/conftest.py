@@ -155,3 +155,24 @@ def shown(app, monkeypatch):
     app._ipython_display_()
     until(lambda: app._panels.branch._table.value)
     return app
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory) -> Path:
+    """A small Versatile Diffusion of random weights in the published layout; never damaged."""
+    import full_size
+
+    return full_size.write(tmp_path_factory.mktemp("original") / "vd")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder of the test's own."""
+    monkeypatch.setenv("HAVIR_CACHE", str(tmp_path / "havir-cache"))
+    return tmp_path / "havir-cache"
+
+
+@pytest.fixture
+def checkpoint(original, own_cache, tmp_path) -> Path:
+    """A copy of the random checkpoint to break."""
+    return Path(shutil.copytree(original, tmp_path / "vd"))

@@ -163,9 +163,9 @@ def test_truncated_weights(refused, cache, weights, picture):
 
 
 def test_manifest_of_another_subject(refused, cache, picture):
-    from havir_explorer.diffuse import weights
+    from havir_explorer.paths import shipped_weights
 
-    other = weights.demo_folder().parent / "havir" / "subj02"
+    other = shipped_weights() / "havir" / "subj02"
     sentence = refused("reconstruct", "--subject", "subj01", "--decoder", other, *QUICK, "--out", picture)
     assert "subj01" in sentence
     assert "subj02" in sentence

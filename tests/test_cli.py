@@ -230,24 +230,38 @@ def test_doctor_finds_nothing_wrong_here(told, demo):
 
 
 def test_doctor_says_what_to_do(capsys, monkeypatch, tmp_path):
-    from havir_explorer.diffuse import weights
+    from havir_explorer import paths
 
-    monkeypatch.setattr(weights, "demo_folder", lambda: tmp_path / "nothing")
+    monkeypatch.setattr(paths, "shipped_weights", lambda: tmp_path / "nothing")
     assert command(["doctor"]) == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert "✗ generator" in printed
     assert "havir train" in printed
 
 
-def test_doctor_does_not_promise_a_gpu_that_nothing_uses(monkeypatch):
+def test_doctor_says_which_device_generators_run_on(monkeypatch):
     import torch
 
+    def found() -> str:
+        return {c.name: c for c in cli_doctor.examine()}["device"].found
+
+    assert "generators run on cpu, in float32" in found()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Large GPU")
-    check = {c.name: c for c in cli_doctor.examine()}["device"]
-    assert check.state == "note"
-    assert "Large GPU: found, not used by this version" in check.found
-    assert "CPU" in check.found
+    assert "Large GPU; generators run on cuda:0, in float32" in found()
+    monkeypatch.setenv("HAVIR_DTYPE", "bf16")
+    assert "generators run on cuda:0, in bfloat16" in found()
+    monkeypatch.setenv("HAVIR_DEVICE", "cpu")
+    assert "generators run on cpu, as HAVIR_DEVICE says, in bfloat16" in found()
+
+
+def test_a_device_that_is_not_there_is_a_sentence(capsys, monkeypatch, cache, tmp_path):
+    monkeypatch.setenv("HAVIR_DEVICE", "cuda:5")
+    assert command(["reconstruct", "--out", str(tmp_path / "r.png")]) == 2
+    assert "device 'cuda:5' was asked for by HAVIR_DEVICE, but this machine has cpu; choose one of these" in capsys.readouterr().err
+    assert command(["doctor"]) == 1
+    assert "HAVIR_DEVICE" in capsys.readouterr().out
 
 
 def test_doctor_wants_room_for_the_world_only_until_it_is_built(monkeypatch, cache, tmp_path):
