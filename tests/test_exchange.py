@@ -125,3 +125,13 @@ def test_files_and_options_that_cannot_be_are_refused_before_anything_runs(array
     (tmp_path / "file").touch()
     assert command(asked(tmp_path, "--png", str(tmp_path / "file" / "png"))) == 2
     assert "cannot make the folder" in capsys.readouterr().err
+
+
+def test_reconstruct_takes_the_solver_the_interval_and_the_convention(cache, tmp_path, trial, capsys):
+    chosen = {"scheduler": "unipc", "guidance_start": 0.25, "guidance_stop": 0.8, "convention": "mindeye"}
+    options = [part for name, value in chosen.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    assert command(["reconstruct", "--trial", str(trial), "--steps", "4", "--out", str(tmp_path / "r.png"), "--json", *options]) == 0
+    settings = json.loads(capsys.readouterr().out)["request"]["settings"]
+    assert {name: settings[name] for name in chosen} == chosen
+    assert command(["reconstruct", "--scheduler", "euler", "--out", str(tmp_path / "r.png")]) == 2
+    assert "scheduler must be one of ddim, unipc, dpmsolver++; got 'euler'" in capsys.readouterr().err

@@ -58,6 +58,12 @@ def transform(flow: Transformer2DModel, hidden: Tensor, known: list[KeysValues])
     return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2) + at_rows(hidden, len(tokens))
 
 
+def join(hidden: Tensor, skipped: Tensor) -> Tensor:
+    """Return both feature maps one after the other, (B, C + D, h, w), channels last; ``skipped`` may have fewer rows."""
+    both = (value.permute(0, 2, 3, 1) for value in (hidden, at_rows(skipped, len(hidden))))
+    return torch.cat(tuple(both), dim=-1).permute(0, 3, 1, 2)
+
+
 def at_rows(value: Tensor, rows: int) -> Tensor:
     """Return the value repeated to ``rows`` rows, without a copy where it has but one."""
     rest = value.ndim - 1
@@ -73,13 +79,20 @@ def _block(block: BasicTransformerBlock, tokens: Tensor, known: KeysValues) -> T
     normed = block.norm1(tokens)
     keys, values = (_heads(block.attn1, project(normed)) for project in (block.attn1.to_k, block.attn1.to_v))
     tokens = tokens + _attend(block.attn1, normed, KeysValues(keys, values))
-    tokens = at_rows(tokens, len(known.keys))
-    tokens = tokens + _attend(block.attn2, block.norm2(tokens), known)
-    return tokens + block.ff(block.norm3(tokens))
+    tokens = at_rows(tokens, len(known.keys)) + _attend(block.attn2, block.norm2(tokens), known)
+    return tokens + _feed(block, block.norm3(tokens))
+
+
+def _feed(block: BasicTransformerBlock, tokens: Tensor) -> Tensor:
+    """Apply the gated layer in halves: one matrix of twice the width leaves both interleaved in memory, which costs more than it saves."""
+    gated, out = block.ff.net[0].proj, block.ff.net[2]
+    (weight, gate_weight), (bias, gate_bias) = gated.weight.chunk(2), gated.bias.chunk(2)
+    return out(F.linear(tokens, weight, bias) * F.gelu(F.linear(tokens, gate_weight, gate_bias)))
 
 
 def _attend(layer: Attention, tokens: Tensor, known: KeysValues) -> Tensor:
-    found = F.scaled_dot_product_attention(_heads(layer, layer.to_q(tokens)), known.keys, known.values)
+    queries = at_rows(_heads(layer, layer.to_q(tokens)), len(known.keys))
+    found = F.scaled_dot_product_attention(queries, known.keys, known.values)
     return layer.to_out[0](found.transpose(1, 2).flatten(2))
 
 

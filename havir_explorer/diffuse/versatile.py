@@ -18,7 +18,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name every torch reader knows
 
-from havir_explorer.diffuse.blocks import KeysValues, at_rows, read, residual, timed, transform
+from havir_explorer.diffuse.blocks import KeysValues, join, read, residual, timed, transform
 from havir_explorer.errors import WeightsInvalid
 
 _PLAIN = {"act_fn": "silu", "mid_block_type": "UNetMidBlock2DCrossAttn", "resnet_time_scale_shift": "default", "attention_type": "default"}
@@ -176,7 +176,7 @@ class VersatileUNet(nn.Module):
             hidden = residual(resnet, attention(hidden, *next(flows), known.mix), next(moment))
         for block in unet.up_blocks:
             for resnet, attention in zip_longest(block.resnets, _attentions(block)):
-                hidden = residual(resnet, torch.cat([hidden, at_rows(skips.pop(), len(hidden))], dim=1), next(moment))
+                hidden = residual(resnet, join(hidden, skips.pop()), next(moment))
                 if attention is not None:
                     hidden = attention(hidden, *next(flows), known.mix)
             for grow in block.upsamplers or ():
