@@ -237,7 +237,7 @@ def test_a_full_disk_costs_only_time(pristine: Tree, tmp_path: Path, monkeypatch
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-@pytest.mark.parametrize("harm", ["cut", "other grid", "other dtype", "scaled", "flipped"])
+@pytest.mark.parametrize("harm", ["cut", "short", "other grid", "other dtype", "scaled", "flipped"])
 def test_damaged_nifti_betas(pristine: Tree, tmp_path: Path, harm: str) -> None:
     tree = nifti_tree(pristine, tmp_path / "tree")
     file = tree.root / BETAS / "betas_session01.nii.gz"
@@ -246,13 +246,15 @@ def test_damaged_nifti_betas(pristine: Tree, tmp_path: Path, harm: str) -> None:
         file.write_bytes(content[: len(content) // 2])
     elif harm == "flipped":
         file.write_bytes(content[:-6] + bytes([content[-6] ^ 255]) + content[-5:])  # gzip's checksum no longer fits
+    elif harm == "short":
+        file.write_bytes(gzip.compress(gzip.decompress(content)[:-100], 1))
     elif harm == "scaled":
         header = bytearray(gzip.decompress(content))
         header[112:120] = struct.pack("<ff", 2, 1)  # scl_slope, scl_inter
         file.write_bytes(gzip.compress(bytes(header), 1))
     else:
         save_nifti(file, np.zeros((*GRID[::-1], 750) if harm == "other grid" else (*GRID, 750), np.int16 if harm == "other grid" else np.float32))
-    message = {"cut": "cannot be read to its end", "flipped": "cannot be read to its end", "scaled": "scaled by 2.0 and shifted by 1.0"}
+    message = {"short": "it ends in trial 749", "cut": "cannot be read to its end", "flipped": "cannot be read to its end", "scaled": "scaled by 2.0 and shifted by 1.0"}
     with pytest.raises(DataInvalid, match=message.get(harm, re.escape("expected int16 (7, 9, 5, 750)"))):
         tree.nsd(tmp_path).responses("subj01", np.array([0]))
     assert not list(tmp_path.glob("*/subj01/*.npy"))
