@@ -96,9 +96,14 @@ def trilinear(points: Coordinates, geometry: Geometry) -> sparse.csr_array:
 def _hemisphere(folder: Path, hemi: str, rows: IntArray, geometry: Geometry) -> sparse.csr_array:
     """Average the three layers' weights at the native vertices ``rows`` (0-based)."""
     total = sparse.csr_array((len(rows), len(geometry.flat_index)))
+    first = 0
     for layer in LAYERS:
         file = folder / f"{hemi}.func1pt8-to-{layer}.mgz"
         points = files.vertex_table(file, "volume-to-surface transform", 3)
+        first = first or len(points)
+        if len(points) != first:
+            msg = f"{file} has {len(points)} vertices, but {LAYERS[0]} has {first}; the transforms belong to different subjects"
+            raise DataInvalid(msg)
         if rows.max() >= len(points):
             msg = f"white-to-fsaverage names native vertex {rows.max() + 1}, but {file} has {len(points)}; the transforms belong to different subjects"
             raise DataInvalid(msg)
