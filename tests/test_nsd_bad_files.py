@@ -139,7 +139,7 @@ def test_transforms_that_do_not_fit(damaged: Tree, tmp_path: Path) -> None:
 
 
 def test_a_mesh_finer_than_the_transforms(nsd: NSD) -> None:
-    with pytest.raises(RequestError, match="mesh 'fsaverage6' is not available; this subject's transforms reach fsaverage5"):
+    with pytest.raises(RequestError, match="mesh 'fsaverage6' is not available; this subject's transforms reach fsaverage5, or take 'native'"):
         nsd.surface("subj01", "fsaverage6")
 
 
