@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nibabel import freesurfer
+from nilearn.datasets import load_fsaverage, load_fsaverage_data
+from PIL import Image
 from small_nsd import Tree
 
+from havir_explorer.cli import command
 from havir_explorer.data.freesurfer import read_surfaces
 from havir_explorer.data.nsd import NSD
+from havir_explorer.draw import native
 from havir_explorer.errors import DataInvalid, RequestError
 
 SURF = Path("nsddata", "freesurfer", "subj01", "surf")
@@ -84,3 +88,51 @@ def test_surfaces_of_another_subject_are_refused(damaged: Tree) -> None:
     (folder / "rh.full.flat.patch.3d").write_bytes(struct.pack(">iiifff", -1, 1, 9, 0, 0, 0))
     with pytest.raises(DataInvalid, match=r"flat patch names vertices outside the 5 .*rh\.full\.flat\.patch\.3d"):
         read_surfaces(damaged.root, "subj01")
+
+
+@pytest.fixture(scope="module")
+def colourful(demo, subject, tmp_path_factory) -> native.Own:
+    """The teaching world's own surfaces: its native mesh is fsaverage5's."""
+    folder = tmp_path_factory.mktemp("own") / SURF
+    write_average(folder)
+    halves = read_surfaces(folder.parents[3], subject)
+    assert halves is not None
+    return native.Own(*halves, demo.surface(subject, "native"))
+
+
+def write_average(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    inflated, sulci = load_fsaverage("fsaverage5")["inflated"].parts, load_fsaverage_data("fsaverage5", mesh_type="inflated", data_type="sulcal").data.parts
+    for side, hemi in (("left", "lh"), ("right", "rh")):
+        freesurfer.write_geometry(folder / f"{hemi}.inflated", inflated[side].coordinates, inflated[side].faces)
+        freesurfer.write_morph_data(folder / f"{hemi}.sulc", sulci[side])
+
+
+def yellow(picture: np.ndarray) -> np.ndarray:
+    """Share of each quarter of the picture, left and right of its middle, that has the colour map's top colour."""
+    top = (picture[..., 0] > 230) & (picture[..., 1] > 210) & (picture[..., 2] < 80)
+    half = picture.shape[1] // 2
+    return np.array([top[:, :half].mean(), top[:, half:].mean()])
+
+
+def test_values_are_drawn_on_their_hemisphere(demo, subject, colourful) -> None:
+    atlas = demo.atlas(subject)
+    for side, expected in ((~atlas.right, [True, False]), (atlas.right, [False, True])):
+        values = np.where(side, 1, np.nan).astype(np.float32)
+        fig = native.figure(values, colourful, atlas, title="t", unit="u", synthetic=True)
+        fig.canvas.draw()
+        picture = np.asarray(fig.canvas.buffer_rgba())[: -fig.canvas.get_width_height()[1] // 6, :, :3]  # without the colour bar
+        assert ((yellow(picture) > 5e-4) == expected).all(), yellow(picture)
+
+
+@pytest.mark.slow
+def test_map_draws_on_the_subjects_own_surface_where_there_is_one(tree, tmp_path) -> None:
+    write_average(tree / SURF)
+    assert command(["map", "--dataset", str(tree), "--out", str(tmp_path / "own.png")]) == 0
+    assert Image.open(tmp_path / "own.png").size == (1280, 1248), "three rows of two views: there is no flat map"
+
+
+def test_surfaces_and_transforms_of_different_subjects_are_refused(damaged: Tree, tmp_path: Path) -> None:
+    write_average(damaged.root / SURF)
+    with pytest.raises(DataInvalid, match="inflated surfaces of subj01 have 20484 vertices, but its transforms 10; download both again"):
+        native.own_cortex(damaged.nsd(tmp_path), "subj01")
