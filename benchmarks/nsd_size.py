@@ -1,14 +1,15 @@
 """Readers and the prepared store at the Natural Scenes Dataset's true size, on a synthetic tree of subj01's dimensions.
 
-    python benchmarks/nsd_size.py --sessions 1 [--workers 2] [--to FOLDER]
+    python benchmarks/nsd_size.py --sessions 1 [--workers 2] [--nifti] [--to FOLDER]
 
-Writes sessions of 81 x 104 x 83 voxels by 750 trials in the chunks NSD's files have (1.05 GB each) into a temporary folder, prepares them, and
+Writes sessions of 81 x 104 x 83 voxels by 750 trials in the chunks NSD's files have (1.05 GB each), or as NIfTI, into a temporary folder, prepares them, and
 prints how long that takes beside a plain sequential read of the same files, from disk and from memory, and how long trials and batches take.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import multiprocessing
 import os
 import resource
@@ -36,13 +37,18 @@ SUBJECT = "subj01"
 NIFTI: Any = nibabel.Nifti1Image  # nibabel's constructors carry no types
 
 
-def write_tree(root: Path, sessions: int) -> None:
+def write_tree(root: Path, sessions: int, *, nifti: bool = False) -> None:
     """Write design, regions and betas; pictures and transforms are not read here."""
     rng = np.random.default_rng(0)
     _write_design(root / "nsddata/experiments/nsd", rng)
     _write_regions(root / "nsddata/ppdata" / SUBJECT / "func1pt8mm/roi", root / "nsddata/freesurfer" / SUBJECT / "label")
     for session in range(1, sessions + 1):
-        _write_session(betas.path(root, SUBJECT, session), rng)
+        file = betas.path(root, SUBJECT, session)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if nifti:
+            _write_nifti(file.with_name(f"{file.stem}.nii.gz"), rng)
+        else:
+            _write_session(file, rng)
         print(f"wrote session {session}", flush=True)
 
 
@@ -71,7 +77,6 @@ def _write_regions(folder: Path, labels: Path) -> None:
 
 
 def _write_session(file: Path, rng: np.random.Generator) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(file, "w") as opened:
         data = opened.create_dataset("betas", (betas.TRIALS, *GRID[::-1]), np.int16, chunks=(betas.TRIALS, 1, 1, 1))
         for plane in range(GRID[2]):
@@ -81,8 +86,19 @@ def _write_session(file: Path, rng: np.random.Generator) -> None:
                     data.id.write_direct_chunk((0, plane, row, column), values[row, column].tobytes())
 
 
+def _write_nifti(file: Path, rng: np.random.Generator) -> None:
+    """Write volume by volume; the values are rounded so that they pack about as well as responses do."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((*GRID, betas.TRIALS))
+    header.set_data_dtype(np.int16)
+    with gzip.open(file, "wb", compresslevel=1) as stream:
+        stream.write(header.binaryblock + bytes(4))
+        for _ in range(betas.TRIALS):
+            stream.write((rng.normal(0, 300, np.prod(GRID))).astype(np.int16).tobytes())
+
+
 def _files(root: Path) -> list[Path]:
-    return sorted(betas.folder(root, SUBJECT).glob("*.hdf5"))
+    return sorted(betas.folder(root, SUBJECT).glob("betas_session*"))
 
 
 def forget(root: Path) -> None:
@@ -103,18 +119,19 @@ def read_through(root: Path) -> float:
     return time.perf_counter() - began
 
 
-def prepare(root: Path, workers: int) -> tuple[float, float]:
-    """Prepare in this process from nothing; return seconds and peak memory in GB."""
+def prepare(root: Path, workers: int) -> tuple[float, float, float]:
+    """Prepare in this process from nothing; return the seconds it took, those foretold, and peak memory in GB."""
     shutil.rmtree(root / "prepared", ignore_errors=True)
     responses = NSD(root, cache=root / "cache").measured(SUBJECT)
     began = time.perf_counter()
-    preparing.prepare(preparing.plan(responses, "int16", workers), workers=workers)
+    plan = preparing.plan(responses, "int16", workers)
+    preparing.prepare(plan, workers=workers)
     seconds = time.perf_counter() - began
     peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return seconds, max(peaks) / 1e6
+    return seconds, plan.seconds, max(peaks) / 1e6
 
 
-def in_new_process(root: Path, workers: int) -> tuple[float, float]:
+def in_new_process(root: Path, workers: int) -> tuple[float, float, float]:
     """Run :func:`prepare` in a process of its own, so that its memory is its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(prepare, root, workers).result()
@@ -139,9 +156,9 @@ def rows(root: Path, workers: int) -> Iterator[tuple[str, str]]:
     memory = min(read_through(root) for _ in range(3))
     yield "plain sequential read", f"{disk:.2f} s from disk ({size / disk:.2f} GB/s), {memory:.2f} s from memory"
     forget(root)
-    cold, peak = in_new_process(root, workers)
-    warm, _ = in_new_process(root, workers)
-    yield "prepare", f"{cold:.2f} s from disk, {warm:.2f} s from memory, peak memory {peak:.2f} GB, {workers} worker(s)"
+    cold, foretold, peak = in_new_process(root, workers)
+    warm, *_ = in_new_process(root, workers)
+    yield "prepare", f"{cold:.2f} s from disk ({foretold:.2f} s foretold), {warm:.2f} s from memory, peak memory {peak:.2f} GB, {workers} worker(s)"
     yield "prepare / plain read", f"{cold / disk:.2f} from disk, {warm / memory:.2f} from memory"
     nsd = NSD(root, cache=root / "cache")
     trials, rng = nsd.trials(SUBJECT).index.to_numpy(), np.random.default_rng(0)
@@ -159,10 +176,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sessions", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--nifti", action="store_true", help="write NIfTI instead of HDF5")
     parser.add_argument("--to", type=Path, help="folder for the temporary tree")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.to) as folder:
-        write_tree(Path(folder), asked.sessions)
+        write_tree(Path(folder), asked.sessions, nifti=asked.nifti)
         for name, found in rows(Path(folder), asked.workers):
             print(f"{name:28} {found}", flush=True)
 

@@ -223,6 +223,7 @@ def map_(
     """Draw which cortex feeds a branch."""
     from havir_explorer import attribute
     from havir_explorer.data import open_dataset
+    from havir_explorer.draw import native
     from havir_explorer.draw.cortex import cortical_map
     from havir_explorer.draw.figure import figure
     from havir_explorer.draw.mesh import MESH
@@ -235,9 +236,11 @@ def map_(
     contribution = attribute.contribution(_trained(tree, subject, decoder), which)
     atlas, surface = tree.atlas(subject), tree.surface(subject, MESH)
     rois = attribute.roi_table(contribution, atlas, tree.ncsnr(subject))
-    painted = cortical_map(contribution.values, surface)
-    title = f"{_BRANCHES[which]} – {subject}, {tree.name}"
-    drawn = figure(painted, surface, atlas, title=title, unit="percentile of weight norm", synthetic=tree.synthetic)
+    title, unit, own = f"{_BRANCHES[which]} – {subject}, {tree.name}", "percentile of weight norm", native.own_cortex(tree, subject)
+    if own:
+        drawn = native.figure(contribution.values, own, atlas, title=title, unit=unit, synthetic=tree.synthetic)
+    else:
+        drawn = figure(cortical_map(contribution.values, surface), surface, atlas, title=title, unit=unit, synthetic=tree.synthetic)
     write(out, drawn.savefig)
     if csv is not None:
         write(csv, lambda part: rois.to_csv(part, index=False))

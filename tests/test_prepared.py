@@ -228,6 +228,17 @@ def test_no_room_and_no_permission_are_found_before_the_start(damaged: Tree, mon
         preparing.plan(responses, "int16")
 
 
+def test_two_runs_do_not_write_one_store(damaged: Tree) -> None:
+    plan = preparing.plan(damaged.nsd(damaged.root / "cache").measured("subj01"), "int16")
+
+    def meanwhile(_share: float, _phrase: str) -> None:
+        with pytest.raises(OutputError, match=r"another havir prepare is writing .*prepared.subj01"):
+            preparing.prepare(plan)
+
+    assert list(preparing.prepare(plan, progress=meanwhile).sessions) == [1, 2]
+    assert list(preparing.prepare(plan).sessions) == [1, 2]
+
+
 def test_a_full_disk_keeps_what_is_finished(damaged: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = preparing.plan(damaged.nsd(damaged.root / "cache").measured("subj01"), "int16")
     save, left = np.save, [4]

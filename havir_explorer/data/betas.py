@@ -7,10 +7,13 @@ reading by trial takes seconds to minutes, reading by voxel column a fraction of
 
 from __future__ import annotations
 
-import gzip
 import re
+import zlib
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import nibabel
@@ -147,9 +150,8 @@ def _read_nifti(source: Path, flat_index: IntArray, grid: files.Grid, trials: in
         if (inside.slope, inside.inter) != (1.0, 0.0):
             msg = f"beta file asks for its values to be scaled by {inside.slope} and shifted by {inside.inter}, which NSD's do not: {source}; {_REMEDY}"
             raise DataInvalid(msg)
-        with gzip.open(source) as stream:
-            stream.read(inside.offset)
-            return _volumes(stream, inside.dtype, flat_index, grid, trials)
+        with source.open("rb") as packed:
+            return _volumes(packed, inside.offset, inside.dtype, flat_index, grid, trials)
     except files.UNREADABLE as error:
         if isinstance(error, DataInvalid):
             raise
@@ -157,19 +159,36 @@ def _read_nifti(source: Path, flat_index: IntArray, grid: files.Grid, trials: in
         raise DataInvalid(msg) from error
 
 
-def _volumes(stream: gzip.GzipFile, dtype: np.dtype[np.int16], flat_index: IntArray, grid: files.Grid, trials: int) -> Raw:
+def _volumes(packed: BinaryIO, start: int, dtype: np.dtype[np.int16], flat_index: IntArray, grid: files.Grid, trials: int) -> Raw:
     x, y, z = np.unravel_index(flat_index, grid)
     at = np.ravel_multi_index((z, y, x), grid[::-1])  # NIfTI lets x run fastest
     size = int(np.prod(grid)) * dtype.itemsize
-    columns = np.empty((trials, len(at)), np.int16)
+    columns, rest = np.empty((trials, len(at)), np.int16), bytearray()
+    stream = _unpacked(packed, size)
     for trial in range(trials):
-        content = stream.read(size)
-        if len(content) < size:
-            msg = f"it ends in trial {trial}"
-            raise EOFError(msg)
-        columns[trial] = np.frombuffer(content, dtype)[at]
-    stream.read(1)  # past the last volume lies gzip's checksum
+        while len(rest) < start + size:
+            piece = next(stream, None)
+            if piece is None:
+                msg = f"it ends in trial {trial}"
+                raise EOFError(msg)
+            rest += piece
+        columns[trial] = np.frombuffer(rest, dtype, int(np.prod(grid)), start)[at]
+        del rest[: start + size]
+        start = 0
+    if trials == TRIALS:
+        deque(stream, maxlen=0)  # past the last volume lies gzip's checksum
     return columns
+
+
+def _unpacked(packed: BinaryIO, most: int) -> Iterator[bytes]:
+    """Unpack gzip in pieces of at most ``most`` bytes: a third faster than :mod:`gzip`, whose checks of length and checksum zlib does too."""
+    unpacker = zlib.decompressobj(wbits=31)
+    while not unpacker.eof:
+        content = unpacker.unconsumed_tail or packed.read(1 << 20)
+        if not content:
+            msg = "its gzip stream has no end"
+            raise EOFError(msg)
+        yield unpacker.decompress(content, most)
 
 
 def _read_hdf5(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:

@@ -107,7 +107,7 @@ class SurfaceMap:
     Parameters
     ----------
     mesh : str
-        ``fsaverage5``, ``fsaverage6`` or ``fsaverage``.
+        ``fsaverage5``, ``fsaverage6``, ``fsaverage``, or ``native`` for the subject's own.
     weights : sparse float32 (n_left + n_right vertices, n_voxels)
         Rows sum to 1 where there is coverage.
     coverage : float32 (n_vertices,)

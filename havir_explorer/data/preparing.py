@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import multiprocessing
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,7 +149,8 @@ def _foretold(responses: scores.SubjectResponses, todo: tuple[int, ...], workers
         return 0.0
     source = betas.path(responses.root, responses.subject, todo[0], responses.convention.preparation)
     flat = responses.geometry.flat_index
-    some = flat[:: max(1, len(flat) // PROBE)]
+    x, y, z = np.unravel_index(flat, responses.geometry.shape)
+    some = flat[np.lexsort((x, y, z))[len(flat) // 2 :][:PROBE]]  # neighbours in the file, as the whole is read
     began = time.perf_counter()
     share = betas.probe(source, some, responses.geometry.shape, len(some) / len(flat))
     return (time.perf_counter() - began) / share * len(todo) / min(workers, len(todo))
@@ -173,10 +176,14 @@ def prepare(made: Plan, *, workers: int = 1, progress: Progress | None = None) -
     DataMissing, DataInvalid
         A session's file is absent, damaged or of another grid.
     OutputError
-        The store cannot be written.
+        The store cannot be written, or another run is writing it.
     """
+    with _alone(made.folder):
+        return _prepare(made, workers, progress or _silent)
+
+
+def _prepare(made: Plan, workers: int, tell: Progress) -> Record:
     responses, record, place = made.responses, made.record, made.folder
-    tell = progress or _silent
     for leftover in place.glob("*.part"):
         leftover.unlink(missing_ok=True)
     _save(place / prepared.VOXELS, responses.geometry.flat_index)
@@ -194,6 +201,18 @@ def prepare(made: Plan, *, workers: int = 1, progress: Progress | None = None) -
         _write_record(place, record)
     tell(1.0, f"{responses.subject}: prepared")
     return record
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Keep other runs off the store; the system ends the claim with the process, however that ends."""
+    with (place / ".lock").open("w") as claim:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            msg = f"another havir prepare is writing {place}; wait for it to end, then run this again if it was stopped"
+            raise OutputError(msg) from error
+        yield
 
 
 def _sessions(made: Plan, workers: int) -> Iterator[tuple[int, StoredSession]]:

@@ -71,10 +71,15 @@ def read_ctab(file: Path) -> dict[int, str]:
     Raises
     ------
     DataInvalid
-        A line is not a number and a name.
+        It is no text; a line is not a number and a name; it names nothing.
     """
     names = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"name table cannot be read: {file} ({error}); download it again"
+        raise DataInvalid(msg) from error
+    for line in lines:
         parts = line.split(None, 1)
         if not parts:
             continue
@@ -95,7 +100,14 @@ def _names(folder: Path) -> list[str]:
 def _codes(path: Path, grid: files.Grid) -> Codes:
     """Read a volume of whole-number codes."""
     values, _ = files.volume(path, "ROI file", grid)
-    return values if np.issubdtype(values.dtype, np.integer) else np.rint(values.astype(np.float32)).astype(np.int32)
+    if np.issubdtype(values.dtype, np.integer):
+        return values
+    codes = np.rint(values.astype(np.float32))
+    wrong = values[~np.isclose(values, codes)]
+    if len(wrong):
+        msg = f"ROI file holds numbers that are no whole codes, such as {wrong[0]:.3g}: {path}; it is another kind of volume, so download it again"
+        raise DataInvalid(msg)
+    return codes.astype(np.int32)
 
 
 def _ctab(root: Path, subject: str, name: str) -> dict[int, str]:

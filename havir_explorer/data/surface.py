@@ -20,7 +20,10 @@ from havir_explorer.records import IntArray
 
 MESHES = {10242: "fsaverage5", 40962: "fsaverage6", 163842: "fsaverage"}
 """Vertices of a hemisphere → mesh; each mesh is the first vertices of the next one."""
+NATIVE = "native"
+"""Name of the mesh of the subject's own surfaces."""
 LAYERS = ("layerB1", "layerB2", "layerB3")
+HEMISPHERES = ("lh", "rh")
 _INVALID = 9999
 
 Coordinates = npt.NDArray[np.float64]
@@ -34,8 +37,8 @@ def surface_map(folder: Path, geometry: Geometry, mesh: str = "") -> SurfaceMap:
     folder : Path
         ``nsddata/ppdata/subjXX/transforms``.
     geometry : Geometry
-    mesh : {'', 'fsaverage5', 'fsaverage6', 'fsaverage'}
-        Empty: the mesh of the files. A coarser one takes its first vertices.
+    mesh : {'', 'fsaverage5', 'fsaverage6', 'fsaverage', 'native'}
+        Empty: the mesh of the files. A coarser one takes its first vertices; ``native`` has the vertices of the subject's own surfaces.
 
     Returns
     -------
@@ -49,13 +52,21 @@ def surface_map(folder: Path, geometry: Geometry, mesh: str = "") -> SurfaceMap:
     RequestError
         ``mesh`` is unknown or finer than the files.
     """
-    nearest = [_nearest_vertices(folder / f"{hemi}.white-to-fsaverage.mgz") for hemi in ("lh", "rh")]
-    count = _vertices(mesh, min(len(n) for n in nearest))
-    raw = sparse.vstack([_hemisphere(folder, hemi, rows[:count], geometry) for hemi, rows in zip(("lh", "rh"), nearest, strict=True)], format="csr")
+    name, rows = _rows(folder, mesh)
+    raw = sparse.vstack([_hemisphere(folder, hemi, chosen, geometry) for hemi, chosen in zip(HEMISPHERES, rows, strict=True)], format="csr")
     coverage = np.asarray(raw.sum(axis=1)).ravel()
     gain = np.divide(1, coverage, out=np.zeros_like(coverage), where=coverage > 0)
     weights = sparse.csr_array(sparse.diags_array(gain) @ raw).astype(np.float32)
-    return SurfaceMap(MESHES[count], weights, coverage.astype(np.float32))
+    return SurfaceMap(name, weights, coverage.astype(np.float32))
+
+
+def _rows(folder: Path, mesh: str) -> tuple[str, tuple[IntArray | None, IntArray | None]]:
+    """Return the mesh's name and, for each hemisphere, the 0-based native vertex of each of its vertices; None for all of them."""
+    if mesh == NATIVE:
+        return NATIVE, (None, None)
+    left, right = (_nearest_vertices(folder / f"{hemi}.white-to-fsaverage.mgz") for hemi in HEMISPHERES)
+    count = _vertices(mesh, min(len(left), len(right)))
+    return MESHES[count], (left[:count], right[:count])
 
 
 def trilinear(points: Coordinates, geometry: Geometry) -> sparse.csr_array:
@@ -93,17 +104,22 @@ def trilinear(points: Coordinates, geometry: Geometry) -> sparse.csr_array:
     return sparse.csr_array(sparse.coo_array(entries, shape=(len(points), len(geometry.flat_index))))
 
 
-def _hemisphere(folder: Path, hemi: str, rows: IntArray, geometry: Geometry) -> sparse.csr_array:
-    """Average the three layers' weights at the native vertices ``rows`` (0-based)."""
-    total = sparse.csr_array((len(rows), len(geometry.flat_index)))
+def _hemisphere(folder: Path, hemi: str, rows: IntArray | None, geometry: Geometry) -> sparse.csr_array:
+    """Average the three layers' weights at the native vertices ``rows`` (0-based), or at all of them."""
+    parts: list[sparse.csr_array] = []
+    first = 0
     for layer in LAYERS:
         file = folder / f"{hemi}.func1pt8-to-{layer}.mgz"
         points = files.vertex_table(file, "volume-to-surface transform", 3)
-        if rows.max() >= len(points):
+        first = first or len(points)
+        if len(points) != first:
+            msg = f"{file} has {len(points)} vertices, but {LAYERS[0]} has {first}; the transforms belong to different subjects"
+            raise DataInvalid(msg)
+        if rows is not None and rows.max() >= len(points):
             msg = f"white-to-fsaverage names native vertex {rows.max() + 1}, but {file} has {len(points)}; the transforms belong to different subjects"
             raise DataInvalid(msg)
-        total = total + trilinear(points[rows], geometry)
-    return sparse.csr_array(total / len(LAYERS))
+        parts.append(trilinear(points if rows is None else points[rows], geometry))
+    return sparse.csr_array(sum(parts[1:], parts[0]) / len(LAYERS))
 
 
 def _nearest_vertices(file: Path) -> IntArray:
@@ -120,5 +136,6 @@ def _vertices(mesh: str, available: int) -> int:
     for count, name in MESHES.items():
         if count <= available and (name == mesh or (not mesh and count == available)):
             return count
-    msg = f"mesh {mesh!r} is not available; this subject's transforms reach {', '.join(n for c, n in MESHES.items() if c <= available)}"
+    reached = ", ".join(n for c, n in MESHES.items() if c <= available)
+    msg = f"mesh {mesh!r} is not available; this subject's transforms reach {reached}, or take {NATIVE!r}"
     raise RequestError(msg)
