@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from havir_explorer import __version__, cli_diffuse, cli_prepare, cli_weights
+from havir_explorer import __version__, cli_diffuse, cli_export, cli_fetch, cli_prepare, cli_weights
 from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, quiet, table, write
 from havir_explorer.errors import RequestError, nearest
 from havir_explorer.records import Branch, Request
@@ -285,6 +285,8 @@ def doctor(*, as_json: JsonOption = False) -> None:
 
 
 app.command()(cli_prepare.prepare)
+app.add_typer(cli_fetch.app, name="fetch")
+app.add_typer(cli_export.app, name="export")
 
 
 def command(arguments: Sequence[str]) -> int:

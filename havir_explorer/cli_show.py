@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from havir_explorer.errors import Cancelled, HavirError, OutputError
+from havir_explorer.errors import Cancelled, HavirError, OutputError, RequestError
 
 DEBUG = "HAVIR_DEBUG"
 """Environment variable: when set, errors come with their traceback."""
@@ -143,3 +143,25 @@ def write(path: Path, save: Callable[[Path], object]) -> Path:
 def names(text: str | None) -> tuple[str, ...]:
     """Split ``"FFA-1, FFA-2"`` into names."""
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Split ``"1-3,7"`` into the whole numbers it names, in order and once each.
+
+    Raises
+    ------
+    RequestError
+        It is empty, not of that form, a range runs backwards, or it names more than a million.
+    """
+    found: dict[int, None] = {}
+    for piece in names(text):
+        first, _, last = piece.partition("-")
+        bounds = [int(bound) if bound.isdecimal() and len(bound) < 10 else -1 for bound in (first.strip(), (last or first).strip())]
+        if min(bounds) < 0 or bounds[1] < bounds[0] or bounds[1] - bounds[0] >= 10**6:
+            msg = f"{option} takes numbers and ranges such as 0-99 or 1,4-6; got {piece!r}"
+            raise RequestError(msg)
+        found.update(dict.fromkeys(range(bounds[0], bounds[1] + 1)))
+    if not found:
+        msg = f"{option} names no number; give some, such as 1 or 1-3,7"
+        raise RequestError(msg)
+    return tuple(found)

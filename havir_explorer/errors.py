@@ -34,6 +34,10 @@ class MaskError(RequestError):
     """A mask names an unknown ROI or leaves no voxel."""
 
 
+class SourceUnavailable(HavirError, ConnectionError):
+    """A server that holds data cannot be reached, or does not let it be read."""
+
+
 class OutputError(HavirError, OSError):
     """A result cannot be written where it was asked for."""
 

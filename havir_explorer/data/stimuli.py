@@ -9,11 +9,13 @@ import h5py
 import numpy as np
 
 from havir_explorer.data import files
-from havir_explorer.errors import DataInvalid, RequestError
+from havir_explorer.errors import DataInvalid, DataMissing, RequestError
 from havir_explorer.records import IntArray, UInt8Array
 
 BRICK = Path("nsddata_stimuli", "stimuli", "nsd", "nsd_stimuli.hdf5")
 SIDE = 425
+PRESENT = "present"
+"""Data set beside ``imgBrick`` in a brick of which only some pictures were fetched: uint8 (pictures,), 1 for those it holds."""
 CAPTIONS = (
     Path("nsddata_stimuli", "captions.json"),
     Path("annotations", "captions_train2017.json"),
@@ -40,7 +42,7 @@ def read_stimuli(root: Path, nsd_ids: IntArray) -> UInt8Array:
     Raises
     ------
     DataMissing, DataInvalid
-        No brick; truncated or of another shape.
+        No brick, or one into which a picture was not fetched; truncated or of another shape.
     RequestError
         An id outside the brick.
     """
@@ -56,7 +58,23 @@ def read_stimuli(root: Path, nsd_ids: IntArray) -> UInt8Array:
             wrong = unique[0] if unique[0] < 0 else unique[-1]
             msg = f"no stimulus has nsd_id {wrong}: {path} holds 0 to {len(brick) - 1}"
             raise RequestError(msg)
+        _check_present(file, unique, root)
         return _pictures(brick, unique, path)[back]
+
+
+def _check_present(file: h5py.File, ids: IntArray, root: Path) -> None:
+    """Raise when a picture was left out of a brick fetched in part: what would be read is grey."""
+    if PRESENT not in file:
+        return
+    held = file[PRESENT][()]
+    gone = ids[held[ids] == 0]
+    if len(gone):
+        more = f" (and {len(gone) - 1:,} more)" if len(gone) > 1 else ""
+        msg = (
+            f"picture {gone[0]}{more} was not fetched: {root / BRICK} holds {int(held.sum()):,} of {len(held):,}; "
+            f"run havir fetch nsd --images needed --to {root} with the subjects and sessions you use, or --images all"
+        )
+        raise DataMissing(msg)
 
 
 def _pictures(brick: h5py.Dataset, ids: IntArray, path: Path) -> UInt8Array:
