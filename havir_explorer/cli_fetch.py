@@ -94,8 +94,9 @@ def _show(found: Survey, source: str) -> None:
 
     rows = [(group, str(files), size(left), size(here)) for group, files, left, here in _groups(found)]
     if found.some is not None:
-        some, most = found.some, "at most "
-        rows.append(("pictures", f"{'' if some.exact else most}{some.count:,}", f"{most}{size(some.lacking * PICTURE_BYTES)}", f"{some.count - some.lacking:,} pictures"))
+        some = found.some
+        count = f"{some.count:,}" if some.exact else f"at most {some.count:,}"
+        rows.append(("pictures", count, f"at most {size(some.lacking * PICTURE_BYTES)}", f"{some.count - some.lacking:,} pictures"))
     rows.append(("all", str(len(found.items)), size(found.left), ""))
     table(f"{source} → {found.root}", ("what", "files", "to come", "here"), rows)
     if found.absent:
@@ -109,8 +110,8 @@ def _tell(found: Survey, report: Report) -> None:
         console().print(f"everything is here already ({report.seconds:.1f} s)")
         return
     checks = ", ".join(f"{count} by {how}" for how, count in report.checked)
-    many = f" and {report.pictures:,} pictures" if report.pictures else ""
-    console().print(f"{report.files} files{many}, {size(report.moved)} in {report.seconds:.1f} s; checked: {checks or 'nothing'}\nuse it with --dataset {found.root}")
+    what = f"{report.files} files{f' and {report.pictures:,} pictures' if report.pictures else ''}"
+    console().print(f"{what}, {size(report.moved)} in {report.seconds:.1f} s; checked: {checks or 'nothing'}\nuse it with --dataset {found.root}")
 
 
 def _as_dict(found: Survey, source: str, report: Report | None) -> dict[str, Any]:

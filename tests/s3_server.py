@@ -32,7 +32,8 @@ class Server:
         self._lock = threading.Lock()
         self.heal()
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.client = boto3.client("s3", endpoint_url=self.endpoint, aws_access_key_id="x", aws_secret_access_key="x", region_name="us-east-1")
+        nobody = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
+        self.client = boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1", **nobody)
         self.client.create_bucket(Bucket=BUCKET)
 
     def heal(self) -> None:

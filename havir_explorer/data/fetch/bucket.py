@@ -73,7 +73,6 @@ class Bucket:
             client_kwargs={"region_name": REGION},
             config_kwargs={"retries": {"max_attempts": 0}, "max_pool_connections": CONNECTIONS, "s3": {"addressing_style": "path" if endpoint else "auto"}},
             use_listings_cache=False,
-            skip_instance_cache=True,
         )
         self._files.retries = RETRIES
 

@@ -102,23 +102,24 @@ def layout(bucket: Bucket, remote: Remote, ids: IntArray) -> Layout:
         if not isinstance(brick, h5py.Dataset) or brick.ndim != 4 or brick.dtype != np.uint8 or not 0 <= ids[0] <= ids[-1] < len(brick):
             msg = f"{remote.key} of {bucket.name} is not NSD's picture brick: it holds no {IMAGES}, uint8 (pictures, H, W, 3), up to picture {ids[-1]}"
             raise DataInvalid(msg)
-        sample = brick[int(ids[0])]
         if brick.chunks is None:
-            return _contiguous(brick, ids, sample)
+            return _contiguous(brick, ids)
         rows = np.unique(ids // brick.chunks[0])
         held = (rows[:, None] * brick.chunks[0] + np.arange(brick.chunks[0])).ravel()
+        held = held[held < len(brick)]
         corners = [corner for row in rows.tolist() for corner in _corners(row, brick)]
         found = [(corner, brick.id.get_chunk_info_by_coord(corner)) for corner in corners]
         chunks = [(corner, info) for corner, info in found if info.byte_offset is not None]  # one never written is fill, there as here
         spans = tuple((info.byte_offset, info.byte_offset + info.size) for _, info in chunks)
         masks = tuple(info.filter_mask for _, info in chunks)
-        return Layout(brick.shape, brick.id.get_create_plist(), tuple(corner for corner, _ in chunks), masks, spans, held[held < len(brick)], sample)
+        return Layout(brick.shape, brick.id.get_create_plist(), tuple(corner for corner, _ in chunks), masks, spans, held, brick[int(held[0])])
 
 
-def _contiguous(brick: h5py.Dataset, ids: IntArray, sample: UInt8Array) -> Layout:
+def _contiguous(brick: h5py.Dataset, ids: IntArray) -> Layout:
     """Treat each picture of an unchunked brick as a chunk without compression."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_chunk((1, *brick.shape[1:]))
+    sample = brick[int(ids[0])]
     first, size = brick.id.get_offset(), sample.nbytes
     spans = tuple((first + i * size, first + (i + 1) * size) for i in ids.tolist())
     return Layout(brick.shape, properties, tuple((i, 0, 0, 0) for i in ids.tolist()), (0,) * len(ids), spans, ids, sample)
@@ -162,9 +163,6 @@ def assemble(part: Path, plan: Layout, remote: Remote, target: Path) -> None:
             _compare(fresh, plan, remote)
             fresh.replace(target)
             part.unlink()
-    except DataInvalid:
-        part.unlink(missing_ok=True)
-        raise
     finally:
         fresh.unlink(missing_ok=True)
 

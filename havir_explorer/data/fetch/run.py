@@ -14,7 +14,7 @@ from havir_explorer.data.fetch import folder, pictures, verify
 from havir_explorer.data.fetch.bucket import Bucket, Remote
 from havir_explorer.data.fetch.keys import BRICK_KEY
 from havir_explorer.data.fetch.survey import Survey
-from havir_explorer.data.fetch.transfer import Piece, Tally, download, side_by_side, whole
+from havir_explorer.data.fetch.transfer import Piece, Tally, download, patiently, side_by_side, whole
 from havir_explorer.errors import DataInvalid
 from havir_explorer.records import IntArray
 
@@ -107,6 +107,8 @@ def _bring(bucket: Bucket, remote: Remote, book: _Book, tally: Tally, stop: thre
         part = download(bucket, piece, tally, stop)
         try:
             checked = verify.check(part, remote)
+            if "MD5" not in checked:
+                _same_still(bucket, remote, stop)
         except DataInvalid as damage:
             part.unlink()
             msg = f"{damage}; the part was deleted: run the same command again, and if it happens again suspect a proxy or the disk"
@@ -131,7 +133,20 @@ def _bring_pictures(bucket: Bucket, brick: Piece, ids: IntArray, tally: Tally, s
     tally.total = tally.moved + piece.left  # now it is known how large they are
     part = download(bucket, piece, tally, stop)
     tally.phrase = f"putting {len(ids):,} pictures into {brick.target.name}"
-    pictures.assemble(part, where, brick.remote, brick.target)
+    try:
+        _same_still(bucket, brick.remote, stop)
+        pictures.assemble(part, where, brick.remote, brick.target)
+    except DataInvalid as damage:
+        part.unlink()
+        msg = f"{damage}; the part was deleted: run the same command again"
+        raise DataInvalid(msg) from damage
+
+
+def _same_still(bucket: Bucket, remote: Remote, stop: threading.Event) -> None:
+    """Raise when an object was replaced while it was fetched; where there is an MD5 of it, that says so already."""
+    if not patiently(lambda: bucket.unchanged(remote), stop):
+        msg = f"{remote.key} was replaced in the bucket while it was being fetched"
+        raise DataInvalid(msg)
 
 
 def _look(tally: Tally, progress: Progress) -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from havir_explorer.data.fetch.bucket import Bucket, Interrupted, Remote, Span
 from havir_explorer.data.fetch.folder import writing
-from havir_explorer.errors import Cancelled, DataInvalid
+from havir_explorer.errors import Cancelled
 
 Answer = TypeVar("Answer")
 
@@ -106,8 +106,6 @@ def download(bucket: Bucket, piece: Piece, tally: Tally, stop: threading.Event) 
         ``stop`` was set.
     DataMissing, SourceUnavailable
         The object is gone; it cannot be read, after some patience.
-    DataInvalid
-        The object was replaced meanwhile.
     OutputError
         The disk is full or cannot be written.
     """
@@ -117,14 +115,10 @@ def download(bucket: Bucket, piece: Piece, tally: Tally, stop: threading.Event) 
         _clear(piece)
         done = part.stat().st_size if part.exists() else 0
     for batch in _batches(_blocks(piece.spans, done)):
-        contents = _patiently(lambda batch=batch: bucket.read(piece.remote, batch), stop)  # type: ignore[misc]
+        contents = patiently(lambda batch=batch: bucket.read(piece.remote, batch), stop)  # type: ignore[misc]
         with writing(part), part.open("ab") as file:
             file.writelines(contents)
         tally.add(sum(len(content) for content in contents), piece.target.name)
-    if not _patiently(lambda: bucket.unchanged(piece.remote), stop):
-        part.unlink()
-        msg = f"{piece.remote.key} was replaced in the bucket while it was being fetched; the part was deleted, so run the same command again"
-        raise DataInvalid(msg)
     with writing(part), part.open("ab") as file:
         os.fsync(file.fileno())
     return part
@@ -174,8 +168,8 @@ def _batches(blocks: Iterator[Span]) -> Iterator[list[Span]]:
         yield batch
 
 
-def _patiently(ask: Callable[[], Answer], stop: threading.Event) -> Answer:
-    """Ask again after a while when the network broke; a stop ends the waiting."""
+def patiently(ask: Callable[[], Answer], stop: threading.Event) -> Answer:
+    """Ask again after a while when the network broke; a stop ends the waiting with Cancelled."""
     for pause in (*PAUSES, None):
         if stop.is_set():
             raise Cancelled
