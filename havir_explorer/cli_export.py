@@ -45,7 +45,7 @@ def betas(
 @app.command()
 def rois(
     *,
-    out: Annotated[Path, typer.Option("--out", help="NPZ to write: roi, file, roi_voxels, voxel_flat_index, right_hemisphere, grid, affine.")],
+    out: Annotated[Path, typer.Option("--out", help="NPZ to write: roi_name, roi_file, roi_voxels, voxel_flat_index, right_hemisphere, grid, affine.")],
     dataset: DatasetOption = "demo",
     subject: SubjectOption = "subj01",
     as_json: JsonOption = False,
@@ -58,7 +58,7 @@ def rois(
     found = export.regions(open_dataset(dataset), subject)
     write(out, _saved(found))
     n_rois, n_voxels = found.roi_voxels.shape
-    _tell({"file": str(out), "rois": found.roi.tolist(), "voxels": n_voxels}, f"wrote {out}: {n_rois} ROIs over {n_voxels} voxels", as_json=as_json)
+    _tell({"file": str(out), "rois": found.roi_name.tolist(), "voxels": n_voxels}, f"wrote {out}: {n_rois} ROIs over {n_voxels} voxels", as_json=as_json)
 
 
 @app.command("trials")

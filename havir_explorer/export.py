@@ -45,7 +45,7 @@ class Regions:
 
     Parameters
     ----------
-    roi, file : str (n_rois,)
+    roi_name, roi_file : str (n_rois,)
         Name, and the atlas file that draws it.
     roi_voxels : bool (n_rois, n_voxels)
     voxel_flat_index : int64 (n_voxels,)
@@ -57,8 +57,8 @@ class Regions:
         Of the NIfTI files; NSD's carries voxel sizes, not a place in the scanner or in MNI space.
     """
 
-    roi: np.ndarray
-    file: np.ndarray
+    roi_name: np.ndarray
+    roi_file: np.ndarray
     roi_voxels: BoolArray
     voxel_flat_index: IntArray
     right_hemisphere: BoolArray
