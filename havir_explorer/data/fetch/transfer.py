@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +114,7 @@ def download(bucket: Bucket, piece: Piece, tally: Tally, stop: threading.Event) 
         part.parent.mkdir(parents=True, exist_ok=True)
         _clear(piece)
         done = part.stat().st_size if part.exists() else 0
-    for batch in _batches(_blocks(piece.spans, done)):
+    for batch in _batches(_blocks(_joined(piece.spans), done)):
         contents = patiently(lambda batch=batch: bucket.read(piece.remote, batch), stop)  # type: ignore[misc]
         with writing(part), part.open("ab") as file:
             file.writelines(contents)
@@ -148,7 +148,19 @@ def _clear(piece: Piece) -> None:
             old.unlink()
 
 
-def _blocks(spans: Sequence[Span], done: int) -> Iterator[Span]:
+def _joined(spans: Sequence[Span]) -> Iterator[Span]:
+    """Yield ranges with those that touch made one: a request costs more than a kilobyte does."""
+    waiting: Span | None = None
+    for start, stop in spans:
+        if waiting is not None and waiting[1] != start:
+            yield waiting
+            waiting = None
+        waiting = (start if waiting is None else waiting[0], stop)
+    if waiting is not None:
+        yield waiting
+
+
+def _blocks(spans: Iterable[Span], done: int) -> Iterator[Span]:
     """Yield the ranges that are still to be read, none longer than a block."""
     for start, stop in spans:
         skipped = min(done, stop - start)
