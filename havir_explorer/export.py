@@ -14,6 +14,7 @@ from PIL import Image
 
 from havir_explorer.data import betas
 from havir_explorer.data.dataset import Dataset
+from havir_explorer.data.nsd import NSD
 from havir_explorer.errors import HavirError, OutputError, RequestError
 from havir_explorer.records import BoolArray, FloatArray, IntArray
 
@@ -72,7 +73,7 @@ def responses(dataset: Dataset, subject: str, trials: Sequence[int] | None = Non
     Parameters
     ----------
     dataset : Dataset
-        An NSD tree or the teaching world.
+        An NSD tree or the teaching world; its prepared store serves where the originals were deleted.
     subject : str
     trials : sequence of int, optional
         0-based over the experiment; all at hand when left out.
@@ -83,21 +84,23 @@ def responses(dataset: Dataset, subject: str, trials: Sequence[int] | None = Non
     Raises
     ------
     RequestError
-        Unknown subject, a trial that is not at hand, an unknown ROI.
+        Unknown subject, a trial that is not at hand, an unknown ROI; a data set whose responses came normalised.
     DataMissing, DataInvalid
         A beta file is absent or malformed.
     """
-    index, place = _at_hand(dataset, subject, trials), dataset.geometry(subject)
-    atlas = dataset.atlas(subject)
-    chosen = np.logical_or.reduce([atlas.voxels(name) for name in rois]) if rois else np.ones(len(place.flat_index), bool)
-    flat = place.flat_index[chosen]
-    values = np.empty((len(index), len(flat)), np.float32)
-    session = index // betas.TRIALS + 1
+    if not isinstance(dataset, NSD):
+        msg = f"{dataset.name} at {dataset.root} holds z-scored responses only, so their percent signal change is not known; export betas of an NSD tree"
+        raise RequestError(msg)
+    index, atlas = _at_hand(dataset, subject, trials), dataset.atlas(subject)
+    flat = dataset.geometry(subject).flat_index
+    chosen = np.logical_or.reduce([atlas.voxels(name) for name in rois]) if rois else np.ones(len(flat), bool)
+    values = np.empty((len(index), int(chosen.sum())), np.float32)
+    session, measured = index // betas.TRIALS + 1, dataset.measured(subject)
     for number in np.unique(session).tolist():
-        raw = betas.read_columns(betas.path(dataset.root, subject, number), flat, place.shape)
+        stored, _ = measured.values(number)
         rows = np.flatnonzero(session == number)
-        values[rows] = raw[index[rows] % betas.TRIALS] / np.float32(betas.PERCENT)
-    return Responses(index, flat, values)
+        values[rows] = stored[index[rows] % betas.TRIALS][:, chosen] / np.float32(betas.unit(stored.dtype))
+    return Responses(index, flat[chosen], values)
 
 
 def regions(dataset: Dataset, subject: str) -> Regions:

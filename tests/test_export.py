@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 from small_nsd import BETAS, BRICK, DESIGN, FUNC
+from small_releases import write_mindeye
 
 from havir_explorer import export
 from havir_explorer.cli import command
@@ -20,11 +21,18 @@ from havir_explorer.data.nsd import NSD
 from havir_explorer.errors import OutputError
 
 
+@pytest.fixture(scope="module")
+def responses_cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def told(capsys, pristine):
+def told(capsys, pristine, responses_cache, monkeypatch):
     """Run ``havir export`` on the small tree: exit code, JSON, stderr."""
 
     def run(what: str, *arguments: object, dataset: Path | str = pristine.root):
+        if dataset != "demo":
+            monkeypatch.setenv("HAVIR_CACHE", str(responses_cache))
         capsys.readouterr()
         code = command(["export", what, "--dataset", str(dataset), "--json", *(str(a) for a in arguments)])
         printed = capsys.readouterr()
@@ -122,6 +130,27 @@ def test_the_teaching_world_is_exported_too(told, demo, tmp_path):
         assert np.abs(expected).max() > 0
 
 
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_a_prepared_store_serves_when_the_originals_are_gone(told, damaged, tmp_path, dtype):
+    flat, values = independent_betas(damaged.root, [0, 751], {"prf-visualrois": (1, 2)})
+    arguments = ("--dataset", str(damaged.root), "--dtype", dtype, "--delete-originals")
+    assert command(["prepare", *arguments]) == 0
+    assert not list(damaged.root.rglob("betas_session*"))
+    assert told("betas", "--trials", "0,751", "--rois", "V1", "--out", tmp_path / "x.npz", dataset=damaged.root)[0] == 0
+    with np.load(tmp_path / "x.npz") as found:
+        assert np.array_equal(found["voxel_flat_index"], flat)
+        np.testing.assert_allclose(found["percent_signal_change"], values, rtol=1e-6)
+
+
+def test_a_release_of_normalised_responses_has_no_percent_signal_change(told, pristine, tmp_path):
+    root = write_mindeye(pristine, tmp_path / "release")
+    code, _, err = told("betas", "--out", tmp_path / "x.npz", dataset=root)
+    assert code == 2
+    assert "holds z-scored responses only, so their percent signal change is not known" in err
+    assert told("trials", "--out", tmp_path / "t.csv", dataset=root)[0] == 0
+    assert np.array_equal(pd.read_csv(tmp_path / "t.csv")["nsd_id"], pristine.nsd_ids)
+
+
 @pytest.mark.parametrize(
     ("what", "arguments", "sentence"),
     [
@@ -174,3 +203,9 @@ def test_sessions_with_a_gap(damaged, tmp_path):
     (damaged.root / BETAS / "betas_session01.hdf5").rename(damaged.root / BETAS / "betas_session03.hdf5")
     with pytest.raises(ValueError, match=r"no trial 3 of subj01 in .*: it holds trials 750-1499; trials count from 0 over the experiment, 750 a session"):
         export.responses(NSD(damaged.root, cache=tmp_path / "cache"), "subj01", [750, 3])
+
+
+@pytest.mark.parametrize("name", [("export", what) for what in ("betas", "rois", "trials", "stimuli")] + [("fetch", "nsd")])
+def test_every_subcommand_has_help_and_json(capsys, name):
+    assert command([*name, "--help"]) == 0
+    assert "--json" in capsys.readouterr().out

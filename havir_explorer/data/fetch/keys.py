@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from havir_explorer.data import design
 from havir_explorer.data.betas import TRIALS
+from havir_explorer.data.conventions import DEFAULT, PREPARATIONS
+from havir_explorer.data.nsd import MARKER
 from havir_explorer.data.stimuli import BRICK, SIDE
 from havir_explorer.errors import RequestError
 
@@ -17,10 +20,8 @@ Group = Literal["design", "anatomy", "regions", "transforms", "behaviour", "ceil
 Images = Literal["none", "shared", "needed", "all"]
 Extra = Literal["surfaces", "mni"]
 
-SESSIONS = {"subj01": 40, "subj02": 40, "subj03": 32, "subj04": 30, "subj05": 40, "subj06": 32, "subj07": 40, "subj08": 30}
-"""Sessions that each subject completed (Allen et al. 2022, Methods)."""
-PREPARATIONS = {"b1": "betas_assumehrf", "b2": "betas_fithrf", "b3": "betas_fithrf_GLMdenoise_RR"}
-"""NSD's names for its three preparations of the betas, and the folders they lie in."""
+SESSIONS = {f"subj{number:02d}": count for number, count in enumerate(design.SESSIONS, start=1)}
+"""Sessions that each subject completed."""
 ATLASES = (
     "prf-visualrois",
     "prf-eccrois",
@@ -89,7 +90,7 @@ class Order:
     subjects: tuple[str, ...]
     sessions: tuple[int, ...] = ()
     images: Images = "none"
-    preparation: str = "b3"
+    preparation: str = DEFAULT.preparation
     extras: tuple[Extra, ...] = ()
 
     def __post_init__(self) -> None:
@@ -131,12 +132,11 @@ def plan(order: Order) -> tuple[Wanted, ...]:
     tuple of Wanted
         No key twice.
     """
-    design = "nsddata/experiments/nsd"
     wanted = [
-        Wanted("synthetic.json", "design", optional=True),  # a mirror of a generated tree keeps the label that says so
+        Wanted(MARKER, "design", optional=True),  # a mirror of a generated tree keeps the label that says so
         Wanted("nsddata_stimuli/captions.json", "design", optional=True),
-        Wanted(f"{design}/nsd_expdesign.mat", "design"),
-        Wanted(f"{design}/nsd_stim_info_merged.csv", "design"),
+        Wanted(design.DESIGN.as_posix(), "design"),
+        Wanted(design.STIM_INFO.as_posix(), "design"),
     ]
     for subject in order.subjects:
         wanted += [*_anatomy(subject), *_regions(subject), *_transforms(subject, order.extras), *_responses(subject, order)]
