@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from scipy.io import loadmat
-from small_nsd import BETAS, BRICK, DESIGN, FUNC
+from small_nsd import BETAS, BRICK, DESIGN, FUNC, Tree
 from small_releases import write_mindeye
 
 from havir_explorer import export
@@ -22,15 +24,23 @@ from havir_explorer.errors import OutputError
 
 
 @pytest.fixture(scope="module")
+def small(pristine, tmp_path_factory) -> Tree:
+    """The small tree under a path of this file's own, since a tree is opened once a process."""
+    root = tmp_path_factory.mktemp("small") / "tree"
+    shutil.copytree(pristine.root, root)
+    return replace(pristine, root=root)
+
+
+@pytest.fixture(scope="module")
 def responses_cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
-def told(capsys, pristine, responses_cache, monkeypatch):
+def told(capsys, small, responses_cache, monkeypatch):
     """Run ``havir export`` on the small tree: exit code, JSON, stderr."""
 
-    def run(what: str, *arguments: object, dataset: Path | str = pristine.root):
+    def run(what: str, *arguments: object, dataset: Path | str = small.root):
         if dataset != "demo":
             monkeypatch.setenv("HAVIR_CACHE", str(responses_cache))
         capsys.readouterr()
@@ -53,11 +63,11 @@ def independent_betas(root: Path, trials: list[int], codes: dict[str, tuple[int,
     return flat, values
 
 
-def test_betas_are_the_files_numbers(told, pristine, tmp_path):
+def test_betas_are_the_files_numbers(told, small, tmp_path):
     code, said, err = told("betas", "--trials", "748-751,3", "--rois", "V1,FFA-1", "--out", tmp_path / "x.npz")
     assert code == 0, err
     trials = [748, 749, 750, 751, 3]
-    flat, values = independent_betas(pristine.root, trials, {"prf-visualrois": (1, 2), "floc-faces": (2,)})
+    flat, values = independent_betas(small.root, trials, {"prf-visualrois": (1, 2), "floc-faces": (2,)})
     with np.load(tmp_path / "x.npz") as found:
         assert set(found) == {"trial_index", "voxel_flat_index", "percent_signal_change"}
         assert found["trial_index"].tolist() == trials
@@ -67,39 +77,39 @@ def test_betas_are_the_files_numbers(told, pristine, tmp_path):
     assert said == {"file": str(tmp_path / "x.npz"), "trials": 5, "voxels": len(flat)}
 
 
-def test_all_voxels_and_trials_by_default(told, pristine, tmp_path):
+def test_all_voxels_and_trials_by_default(told, small, tmp_path):
     assert told("betas", "--out", tmp_path / "all.npz")[0] == 0
     with np.load(tmp_path / "all.npz") as found:
-        x, y, z = np.unravel_index(found["voxel_flat_index"], pristine.raw.shape[1:])
+        x, y, z = np.unravel_index(found["voxel_flat_index"], small.raw.shape[1:])
         assert found["trial_index"].tolist() == list(range(1500))
-        np.testing.assert_allclose(found["percent_signal_change"], pristine.raw[:, x, y, z] / 300, rtol=1e-6)
+        np.testing.assert_allclose(found["percent_signal_change"], small.raw[:, x, y, z] / 300, rtol=1e-6)
 
 
-def test_one_hemisphere(told, pristine, tmp_path):
+def test_one_hemisphere(told, small, tmp_path):
     assert told("betas", "--trials", "0", "--rois", "rh.V1", "--out", tmp_path / "x.npz")[0] == 0
     with np.load(tmp_path / "x.npz") as found:
-        assert np.unravel_index(found["voxel_flat_index"], pristine.raw.shape[1:])[0].tolist() == [5, 5]
+        assert np.unravel_index(found["voxel_flat_index"], small.raw.shape[1:])[0].tolist() == [5, 5]
 
 
-def test_rois_are_the_volumes(told, pristine, tmp_path):
+def test_rois_are_the_volumes(told, small, tmp_path):
     assert told("rois", "--out", tmp_path / "r.npz")[0] == 0
     with np.load(tmp_path / "r.npz", allow_pickle=False) as found:
         named = dict(zip(found["roi_name"].tolist(), zip(found["roi_file"].tolist(), found["roi_voxels"], strict=True), strict=True))
-        general = nibabel.load(pristine.root / FUNC / "roi" / "nsdgeneral.nii.gz")
+        general = nibabel.load(small.root / FUNC / "roi" / "nsdgeneral.nii.gz")
         assert found["grid"].tolist() == list(general.shape)
         assert np.array_equal(found["affine"], general.affine)
         for name, file, code in (("V1v", "prf-visualrois", 1), ("FFA-1", "floc-faces", 2), ("nsdgeneral", "nsdgeneral", 1)):
-            volume = np.asarray(nibabel.load(pristine.root / FUNC / "roi" / f"{file}.nii.gz").dataobj).ravel()
+            volume = np.asarray(nibabel.load(small.root / FUNC / "roi" / f"{file}.nii.gz").dataobj).ravel()
             assert named[name][0] == file
             assert np.array_equal(found["voxel_flat_index"][named[name][1]], np.flatnonzero(volume == code))
-        left = np.asarray(nibabel.load(pristine.root / FUNC / "roi" / "lh.nsdgeneral.nii.gz").dataobj).ravel()
+        left = np.asarray(nibabel.load(small.root / FUNC / "roi" / "lh.nsdgeneral.nii.gz").dataobj).ravel()
         assert not found["right_hemisphere"][np.isin(found["voxel_flat_index"], np.flatnonzero(left > 0))].any()
 
 
-def test_trials_are_the_designs(told, pristine, tmp_path):
+def test_trials_are_the_designs(told, small, tmp_path):
     assert told("trials", "--out", tmp_path / "t.csv")[0] == 0
     table = pd.read_csv(tmp_path / "t.csv")
-    design = loadmat(pristine.root / DESIGN / "nsd_expdesign.mat")
+    design = loadmat(small.root / DESIGN / "nsd_expdesign.mat")
     shown = design["subjectim"][0, design["masterordering"].ravel() - 1] - 1
     assert table["trial"].tolist() == list(range(1500))
     assert np.array_equal(table["nsd_id"], shown)
@@ -109,14 +119,14 @@ def test_trials_are_the_designs(told, pristine, tmp_path):
     assert np.array_equal(pd.read_csv(tmp_path / "two.csv"), table.loc[[5, 2]])
 
 
-def test_stimuli_are_the_bricks_pictures(told, pristine, tmp_path):
+def test_stimuli_are_the_bricks_pictures(told, small, tmp_path):
     out = tmp_path / "pictures"
     code, said, err = told("stimuli", "--trials", "0-40", "--out", out)
     assert code == 0, err
-    ids = np.unique(pristine.nsd_ids[:41])
+    ids = np.unique(small.nsd_ids[:41])
     assert sorted(path.name for path in out.iterdir()) == [f"nsd{nsd_id:05d}.png" for nsd_id in ids]
     assert said == {"folder": str(out), "pictures": len(ids)}
-    with h5py.File(pristine.root / BRICK) as file:
+    with h5py.File(small.root / BRICK) as file:
         assert all(np.array_equal(Image.open(out / f"nsd{nsd_id:05d}.png"), file["imgBrick"][nsd_id]) for nsd_id in ids)
 
 
@@ -142,13 +152,13 @@ def test_a_prepared_store_serves_when_the_originals_are_gone(told, damaged, tmp_
         np.testing.assert_allclose(found["percent_signal_change"], values, rtol=1e-6)
 
 
-def test_a_release_of_normalised_responses_has_no_percent_signal_change(told, pristine, tmp_path):
-    root = write_mindeye(pristine, tmp_path / "release")
+def test_a_release_of_normalised_responses_has_no_percent_signal_change(told, small, tmp_path):
+    root = write_mindeye(small, tmp_path / "release")
     code, _, err = told("betas", "--out", tmp_path / "x.npz", dataset=root)
     assert code == 2
     assert "holds z-scored responses only, so their percent signal change is not known" in err
     assert told("trials", "--out", tmp_path / "t.csv", dataset=root)[0] == 0
-    assert np.array_equal(pd.read_csv(tmp_path / "t.csv")["nsd_id"], pristine.nsd_ids)
+    assert np.array_equal(pd.read_csv(tmp_path / "t.csv")["nsd_id"], small.nsd_ids)
 
 
 @pytest.mark.parametrize(
