@@ -42,13 +42,12 @@ def nsd(
     from havir_explorer.data import fetch as fetching
 
     order = _order(subjects, sessions, images, preparation, extras)
-    root = to.expanduser().resolve()
+    root, bucket = to.expanduser().resolve(), fetching.Bucket(endpoint)
     if not dry_run:
         if not fetching.terms_accepted(root):
             console(to_stderr=True).print(fetching.TERMS)
         fetching.accept_terms(root, accepted=accept)
         fetching.make(root)
-    bucket = fetching.Bucket(endpoint)
     found = fetching.survey(bucket, order, root)
     if not as_json:
         _show(found, bucket.name)

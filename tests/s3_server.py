@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import threading
 import time
 from collections import Counter
@@ -87,3 +88,14 @@ class Server:
         with self.without(key):
             self.put(key, body, public=public)
             yield
+
+
+@contextmanager
+def files_of_at_most(count: int):
+    """The kernel refuses to let any file of this process grow further."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

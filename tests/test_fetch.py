@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +16,11 @@ import h5py
 import numpy as np
 import pytest
 from filelock import FileLock
-from s3_server import Server
+from s3_server import Server, files_of_at_most
 from small_nsd import BETAS, BRICK, DESIGN, FUNC, LABEL
 
 from havir_explorer.cli import command
+from havir_explorer.data import open_dataset
 from havir_explorer.data.fetch import bucket, folder, pictures, transfer
 from havir_explorer.data.nsd import NSD
 from havir_explorer.errors import DataMissing
@@ -78,7 +77,8 @@ def same_files(source: Path, copy: Path) -> None:
     assert all((copy / path).read_bytes() == (source / path).read_bytes() for path in theirs - {BRICK})
 
 
-def test_a_fetched_tree_is_the_buckets_and_opens(fetch, server, pristine, source, tmp_path):
+def test_a_fetched_tree_is_the_buckets_and_opens(fetch, server, pristine, source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HAVIR_CACHE", str(tmp_path / "a"))
     code, said, err = fetch("--images", "needed")
     assert code == 0, err
     root = tmp_path / "tree"
@@ -86,7 +86,7 @@ def test_a_fetched_tree_is_the_buckets_and_opens(fetch, server, pristine, source
     assert said["fetched"]["checked"] == {"MD5": said["fetched"]["files"]}
     assert said["fetched"]["pictures"] == len(np.unique(pristine.nsd_ids))
     assert {key: count for key, count in server.sent.items() if key != BRICK.as_posix()} == {entry["key"]: entry["bytes"] for entry in said["files"]}
-    mine, theirs = NSD(root, cache=tmp_path / "a"), NSD(source, cache=tmp_path / "b")
+    mine, theirs = open_dataset(root), NSD(source, cache=tmp_path / "b")
     trials = np.array([0, 749, 750, 1499])
     assert np.array_equal(mine.responses("subj01", trials), theirs.responses("subj01", trials))
     assert np.array_equal(mine.stimuli(pristine.nsd_ids[:9]), theirs.stimuli(pristine.nsd_ids[:9]))
@@ -101,7 +101,7 @@ def test_a_second_fetch_reads_nothing_and_is_quick(fetch, server, capsys, tmp_pa
     assert code == 0
     assert said["bytes_to_come"] == said["fetched"]["files"] == said["fetched"]["moved"] == 0
     assert sum(server.sent.values()) == 0
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 10
     capsys.readouterr()
     assert command(["fetch", "nsd", "--subjects", "1", "--sessions", "1-2", "--to", str(tmp_path / "tree"), "--endpoint", server.endpoint]) == 0
     assert "everything is here already" in capsys.readouterr().out
@@ -207,6 +207,20 @@ def test_a_file_from_elsewhere_is_checked_and_not_fetched_again(fetch, server, s
     assert file.read_bytes() == (source / BETA).read_bytes()
 
 
+def test_a_session_that_was_prepared_and_deleted_is_not_fetched_again(fetch, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HAVIR_CACHE", str(tmp_path / "cache"))
+    assert fetch("--sessions", "1")[0] == 0
+    assert command(["prepare", "--dataset", str(tmp_path / "tree"), "--delete-originals"]) == 0
+    server.heal()
+    code, said, err = fetch()
+    assert code == 0, err
+    assert (server.sent[BETA], said["fetched"]["files"]) == (0, 1)
+    assert not (tmp_path / "tree" / BETA).exists()
+    with server.replaced(BETA, (tmp_path / "tree" / BETAS / "betas_session02.hdf5").read_bytes()):
+        assert fetch()[0] == 0
+    assert (tmp_path / "tree" / BETA).exists()
+
+
 def test_a_missing_object_that_is_needed(fetch, server, tmp_path):
     with server.without(BETA):
         code, _, err = fetch()
@@ -245,17 +259,6 @@ def test_too_little_room_is_said_before_anything_comes(fetch, server, monkeypatc
     assert "not enough room in" in err
     assert "70.0 MB are free" in err
     assert sum(server.sent.values()) == 0
-
-
-@contextmanager
-def files_of_at_most(count: int):
-    """The kernel refuses to let any file of this process grow further."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_up_in_the_middle(fetch, server, source, tmp_path):
@@ -306,26 +309,6 @@ def test_two_fetches_into_one_folder(fetch, tmp_path):
         code, _, err = fetch()
     assert code == 2
     assert "another fetch is writing to" in err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (("--subjects", "9"), "--subjects takes subj01, subj02, subj03, subj04, subj05, subj06, subj07, subj08; got 'subj09'"),
-        (("--subjects", ","), "--subjects names no subject"),
-        (("--sessions", "41"), "subj01 has sessions 1 to 40, and --sessions asks for 41"),
-        (("--subjects", "1,8", "--sessions", "1-31"), "subj08 has sessions 1 to 30, and --sessions asks for 31"),
-        (("--sessions", "3-1"), "--sessions takes numbers and ranges such as 0-99 or 1,4-6; got '3-1'"),
-        (("--images", "some"), "--images takes none, shared, needed, all; got 'some'"),
-        (("--preparation", "b4"), "--preparation takes b1, b2, b3; got 'b4'"),
-        (("--extras", "hats"), "--extras takes surfaces, mni; got 'hats'"),
-        (("--endpoint", "localhost"), "--endpoint takes the address of an S3 server"),
-    ],
-)
-def test_orders_that_cannot_be(fetch, arguments, sentence):
-    code, _, err = fetch(*arguments)
-    assert code == 2
-    assert sentence in err
 
 
 def test_pictures_that_were_not_fetched_are_not_taken_for_grey(fetch, server, pristine, source, tmp_path):

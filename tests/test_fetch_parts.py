@@ -13,6 +13,7 @@ import pytest
 from boto3.s3.transfer import TransferConfig
 from s3_server import BUCKET, Server
 
+from havir_explorer.cli import command
 from havir_explorer.cli_show import numbers
 from havir_explorer.data.design import DESIGN, STIM_INFO
 from havir_explorer.data.fetch import bucket, folder, pictures, transfer, verify
@@ -79,6 +80,26 @@ def test_numbers_and_ranges(text, found):
 def test_numbers_that_are_none(text):
     with pytest.raises(RequestError, match=r"^--sessions "):
         numbers(text, "--sessions")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--subjects", "9"), "--subjects takes subj01, subj02, subj03, subj04, subj05, subj06, subj07, subj08; got 'subj09'"),
+        (("--subjects", ","), "--subjects names no subject"),
+        (("--sessions", "41"), "subj01 has sessions 1 to 40, and --sessions asks for 41"),
+        (("--subjects", "1,8", "--sessions", "1-31"), "subj08 has sessions 1 to 30, and --sessions asks for 31"),
+        (("--sessions", "3-1"), "--sessions takes numbers and ranges such as 0-99 or 1,4-6; got '3-1'"),
+        (("--images", "some"), "--images takes none, shared, needed, all; got 'some'"),
+        (("--preparation", "b4"), "--preparation takes b1, b2, b3; got 'b4'"),
+        (("--extras", "hats"), "--extras takes surfaces, mni; got 'hats'"),
+        (("--endpoint", "localhost"), "--endpoint takes the address of an S3 server"),
+    ],
+)
+def test_orders_that_cannot_be(capsys, tmp_path, arguments, sentence):
+    asked = ("--subjects", "1", "--sessions", "1-2", "--to", str(tmp_path / "tree"), "--accept-nsd-terms", *arguments)
+    assert command(["fetch", "nsd", *asked]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_upload_in_parts_is_checked_by_its_parts(server, tmp_path):
@@ -199,6 +220,7 @@ def test_a_brick_that_is_none(server, tmp_path):
 
 def test_patience_with_the_network(monkeypatch):
     monkeypatch.setattr(transfer, "PAUSES", (0.0, 0.0))
+    tally = Tally(0)
     answers = [bucket.Interrupted("once"), bucket.Interrupted("twice"), "there"]
 
     def ask() -> str:
@@ -207,14 +229,15 @@ def test_patience_with_the_network(monkeypatch):
             raise answer
         return answer
 
-    assert transfer.patiently(ask, threading.Event()) == "there"
+    assert transfer.patiently(ask, tally, threading.Event()) == "there"
+    assert tally.phrase == "the network broke, another try in 0 s"
     answers += [bucket.Interrupted(str(number)) for number in range(3)]
     with pytest.raises(bucket.Interrupted, match="2"):
-        transfer.patiently(ask, threading.Event())
+        transfer.patiently(ask, tally, threading.Event())
     stopped = threading.Event()
     stopped.set()
     with pytest.raises(Cancelled):
-        transfer.patiently(ask, stopped)
+        transfer.patiently(ask, tally, stopped)
 
 
 def test_sizes_for_people():

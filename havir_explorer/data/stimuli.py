@@ -47,7 +47,7 @@ def read_stimuli(root: Path, nsd_ids: IntArray) -> UInt8Array:
         An id outside the brick.
     """
     path = root / BRICK
-    todo = "download nsd_stimuli.hdf5 (39.6 GB, shared by all subjects)"
+    todo = "download nsd_stimuli.hdf5 (39.6 GB, shared by all subjects), or the pictures in use with havir fetch nsd --images needed"
     file, brick = files.hdf5(path, "stimulus file", todo, "imgBrick")
     with file:
         if brick.ndim != 4 or brick.shape[1:] != (SIDE, SIDE, 3) or brick.dtype != np.uint8:

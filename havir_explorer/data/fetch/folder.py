@@ -128,12 +128,17 @@ def alone(root: Path) -> Iterator[None]:
     OutputError
         One is at work there.
     """
+    lock = FileLock(root / STATE / "lock", timeout=0)
+    with writing(root):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            msg = f"another fetch is writing to {root}; let it finish, or stop it and run this again"
+            raise OutputError(msg) from error
     try:
-        with FileLock(root / STATE / "lock", timeout=0):
-            yield
-    except Timeout as error:
-        msg = f"another fetch is writing to {root}; let it finish, or stop it and run this again"
-        raise OutputError(msg) from error
+        yield
+    finally:
+        lock.release()
 
 
 def check_room(root: Path, needed: int) -> None:

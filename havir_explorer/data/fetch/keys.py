@@ -181,9 +181,17 @@ def _transforms(subject: str, extras: Sequence[Extra]) -> list[Wanted]:
 
 
 def _responses(subject: str, order: Order) -> list[Wanted]:
-    folder = f"nsddata_betas/ppdata/{subject}/func1pt8mm/{PREPARATIONS[order.preparation]}"
-    betas = [Wanted(f"{folder}/betas_session{number:02d}.hdf5", "betas") for number in order.sessions_of(subject)]
-    return [Wanted(f"{folder}/ncsnr.nii.gz", "ceiling"), *betas]
+    ceiling = Wanted(f"{_betas(subject, order)}/ncsnr.nii.gz", "ceiling")
+    return [ceiling, *(Wanted(betas_key(subject, order, number), "betas") for number in order.sessions_of(subject))]
+
+
+def betas_key(subject: str, order: Order, session: int) -> str:
+    """Return the key of a session's betas."""
+    return f"{_betas(subject, order)}/betas_session{session:02d}.hdf5"
+
+
+def _betas(subject: str, order: Order) -> str:
+    return f"nsddata_betas/ppdata/{subject}/func1pt8mm/{PREPARATIONS[order.preparation]}"
 
 
 def _surfaces(subject: str) -> list[Wanted]:

@@ -108,7 +108,7 @@ def _bring(bucket: Bucket, remote: Remote, book: _Book, tally: Tally, stop: thre
         try:
             checked = verify.check(part, remote)
             if "MD5" not in checked:
-                _same_still(bucket, remote, stop)
+                _same_still(bucket, remote, tally, stop)
         except DataInvalid as damage:
             part.unlink()
             msg = f"{damage}; the part was deleted: run the same command again, and if it happens again suspect a proxy or the disk"
@@ -134,7 +134,7 @@ def _bring_pictures(bucket: Bucket, brick: Piece, ids: IntArray, tally: Tally, s
     part = download(bucket, piece, tally, stop)
     tally.phrase = f"putting {len(ids):,} pictures into {brick.target.name}"
     try:
-        _same_still(bucket, brick.remote, stop)
+        _same_still(bucket, brick.remote, tally, stop)
         pictures.assemble(part, where, brick.remote, brick.target)
     except DataInvalid as damage:
         part.unlink()
@@ -142,9 +142,9 @@ def _bring_pictures(bucket: Bucket, brick: Piece, ids: IntArray, tally: Tally, s
         raise DataInvalid(msg) from damage
 
 
-def _same_still(bucket: Bucket, remote: Remote, stop: threading.Event) -> None:
+def _same_still(bucket: Bucket, remote: Remote, tally: Tally, stop: threading.Event) -> None:
     """Raise when an object was replaced while it was fetched; where there is an MD5 of it, that says so already."""
-    if not patiently(lambda: bucket.unchanged(remote), stop):
+    if not patiently(partial(bucket.unchanged, remote), tally, stop):
         msg = f"{remote.key} was replaced in the bucket while it was being fetched"
         raise DataInvalid(msg)
 

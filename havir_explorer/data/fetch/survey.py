@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from havir_explorer.data import prepared
 from havir_explorer.data.design import DESIGN
 from havir_explorer.data.fetch import folder, pictures
 from havir_explorer.data.fetch.bucket import Bucket, Remote
-from havir_explorer.data.fetch.keys import BRICK_KEY, PICTURE_BYTES, Group, Order, Wanted, most_pictures, plan
+from havir_explorer.data.fetch.keys import BRICK_KEY, PICTURE_BYTES, Group, Order, Wanted, betas_key, most_pictures, plan
 from havir_explorer.data.fetch.transfer import whole
 from havir_explorer.errors import DataMissing
 
@@ -23,7 +24,7 @@ class Item:
     group : str
     remote : Remote
     state : {'here', 'unchecked', 'lacking'}
-        Fetched and checked before; of the right size but never checked; not or not wholly there.
+        Fetched and checked before, or in the prepared store; of the right size but never checked; not or not wholly there.
     left : int
         Bytes still to come.
     """
@@ -116,15 +117,23 @@ def survey(bucket: Bucket, order: Order, root: Path) -> Survey:
         raise DataMissing(msg)
     arrivals = folder.read_arrivals(root)
     there = [one for one in wanted if one.key in found and one.family not in families]
-    items = tuple(_item(one, found[one.key], root, arrivals.get(one.key)) for one in there if one.group != "pictures" or order.images == "all")
+    stored = _prepared(order, root)
+    files = [one for one in there if one.group != "pictures" or order.images == "all"]
+    items = tuple(_item(one, found[one.key], root, arrivals.get(one.key), prepared=one.key in stored) for one in files)
     some = _some(found[BRICK_KEY], order, root) if order.images in {"shared", "needed"} else None
     alone = [one.key for one in wanted if one.key not in found and not one.family and one.group != "design"]
     return Survey(order, root, items, some, (*sorted(families), *alone))
 
 
-def _item(wanted: Wanted, remote: Remote, root: Path, arrival: folder.Arrival | None) -> Item:
+def _prepared(order: Order, root: Path) -> set[str]:
+    """Return the keys of sessions that the prepared store holds: their files may have been deleted."""
+    return {betas_key(subject, order, number) for subject in order.subjects for number in prepared.sessions(root, subject, order.preparation)}
+
+
+def _item(wanted: Wanted, remote: Remote, root: Path, arrival: folder.Arrival | None, *, prepared: bool) -> Item:
     file = root / remote.key
-    if folder.arrived(file, remote, arrival):
+    deleted = prepared and not file.exists() and (arrival is None or arrival.etag == remote.etag)
+    if deleted or folder.arrived(file, remote, arrival):
         return Item(wanted.group, remote, "here", 0)
     if file.is_file() and file.stat().st_size == remote.size:
         return Item(wanted.group, remote, "unchecked", 0)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -115,7 +116,7 @@ def download(bucket: Bucket, piece: Piece, tally: Tally, stop: threading.Event) 
         _clear(piece)
         done = part.stat().st_size if part.exists() else 0
     for batch in _batches(_blocks(_joined(piece.spans), done)):
-        contents = patiently(lambda batch=batch: bucket.read(piece.remote, batch), stop)  # type: ignore[misc]
+        contents = patiently(partial(bucket.read, piece.remote, batch), tally, stop)
         with writing(part), part.open("ab") as file:
             file.writelines(contents)
         tally.add(sum(len(content) for content in contents), piece.target.name)
@@ -180,8 +181,8 @@ def _batches(blocks: Iterator[Span]) -> Iterator[list[Span]]:
         yield batch
 
 
-def patiently(ask: Callable[[], Answer], stop: threading.Event) -> Answer:
-    """Ask again after a while when the network broke; a stop ends the waiting with Cancelled."""
+def patiently(ask: Callable[[], Answer], tally: Tally, stop: threading.Event) -> Answer:
+    """Ask again after a while when the network broke, and say so; a stop ends the waiting with Cancelled."""
     for pause in (*PAUSES, None):
         if stop.is_set():
             raise Cancelled
@@ -190,5 +191,6 @@ def patiently(ask: Callable[[], Answer], stop: threading.Event) -> Answer:
         except Interrupted:
             if pause is None:
                 raise
+            tally.phrase = f"the network broke, another try in {pause:.0f} s"
             stop.wait(pause)
     raise AssertionError
