@@ -1,6 +1,7 @@
 # make demo                     install and open the first notebook in JupyterLab
 # make demo ARGS=--no-browser   the same, printing the address instead
 # make test                     install and check everything
+# make test-fullsize            a random Versatile Diffusion of the published size: 16 GB of memory, 10 GB of disk, some minutes
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint types contracts unit test-fullsize notebooks browser chromium bench clean
@@ -33,7 +34,6 @@ contracts: $(VENV)/.ready-test
 unit: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -m "not browser and not fullsize" tests $(ARGS)
 
-# A random Versatile Diffusion of the published size: 16 GB of memory, 10 GB of disk, some minutes.
 test-fullsize: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -m fullsize -s tests/test_full_size.py $(ARGS)
 

@@ -66,20 +66,22 @@ def told(folder: Path, *command: str) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_it_loads_steps_and_decodes(folder, dtype):
+def test_it_loads_steps_and_decodes(folder):
     """The first load also encodes the unconditional embeddings with both towers; the next finds them in the cache."""
-    found = told(folder, "-c", DRAW, str(folder), dtype)
-    print(f"\n{dtype}: {json.dumps(found)}")
+    found = told(folder, "-c", DRAW, str(folder), "float32")
+    print(f"\nfloat32: {json.dumps(found)}")
     assert found["parameters"] == pytest.approx(1.21e9, rel=0.01)
     assert found["load_ratio"] <= 1.3
     assert found["peak"] < 20e9
     assert found["shape"] == [1, 512, 512, 3]
     assert found["finite"]
     assert found["preview_s"] < 0.005
-    if dtype == "float32":  # how fast others are on a CPU depends on what it was made for
-        assert 0.5 < found["estimate_s"] / (found["step_s"] + 2 * found["decode_s"]) < 2
-        assert found["estimate_bytes"] == pytest.approx(found["peak"], rel=0.3)
+    assert 0.5 < found["estimate_s"] / (found["step_s"] + 2 * found["decode_s"]) < 2
+    assert found["estimate_bytes"] == pytest.approx(found["peak"], rel=0.3)
+    half = told(folder, "-c", DRAW, str(folder), "bfloat16", "load only")
+    print(f"\nbfloat16: {json.dumps(half)}")
+    assert half["kept"] == found["kept"] / 2
+    assert half["load_ratio"] <= 1.3
 
 
 def test_it_passes_its_check_and_its_compact_copy_loads(folder):

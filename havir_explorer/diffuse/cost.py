@@ -19,7 +19,7 @@ from havir_explorer.records import Settings
 
 LONG = 30.0
 """Seconds from which a picture's cost is worth saying first."""
-_SHARE = 0.6
+_SHARE = 0.8
 """Part of a matrix product's speed that the whole network reaches; measured at the published size on a CPU (benchmarks/RESULTS.md)."""
 _MAPS = 6
 """Feature maps of the autoencoder's largest layer that are in memory together while it decodes; measured likewise."""
