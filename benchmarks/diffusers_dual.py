@@ -57,6 +57,13 @@ def dual_unet(ours: VersatileUNet) -> Any:  # noqa: ANN401 - diffusers is not ty
     return unet.eval().requires_grad_(False)
 
 
+def set_mix(unet: Any, mix: float) -> None:  # noqa: ANN401 - diffusers is not typed
+    """Set the text share of every dual block, as its pipeline does."""
+    for module in unet.modules():
+        if isinstance(module, DualTransformer2DModel):
+            module.mix_ratio = mix
+
+
 def pipeline(model: VersatileDiffusion) -> DualGuided:
     """Return diffusers' pipeline over a model's parts."""
     parts = {"image_encoder": model.image_encoder, "text_encoder": model.text_encoder, "tokenizer": model.tokenizer}

@@ -102,6 +102,17 @@ def test_nothing_of_a_call_stays_in_the_denoiser(unet, given):
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
 
 
+def test_the_compiled_steps_are_the_same(unet, given):
+    """Traced whole by torch.compile; what a backend makes of the trace is the backend's."""
+    latents, image, text = given
+    compiled = VersatileUNet(UNET).eval()
+    compiled.load_state_dict(unet.state_dict())
+    compiled.compile_steps(backend="eager")
+    with torch.no_grad():
+        both = Conditions(image, text, torch.full((3,), 0.5))
+        assert torch.allclose(compiled(latents, torch.tensor(10), both), unet(latents, torch.tensor(10), both), atol=1e-6)
+
+
 @pytest.mark.parametrize("change", [{"act_fn": "gelu"}, {"resnet_time_scale_shift": "scale_shift"}, {"class_embed_type": "timestep"}])
 def test_a_configuration_that_the_walk_is_not_written_for_is_refused(change):
     with pytest.raises(WeightsInvalid, match=f"{next(iter(change))} = .* which Versatile Diffusion has not"):

@@ -68,8 +68,8 @@ def _guided_steps(schedule: Schedule, settings: Sequence[Settings]) -> list[bool
 
 
 def _empty(model: VersatileDiffusion, settings: Settings) -> Unconditional:
-    image, text = (value.float().cpu().numpy() for value in (model.empty_image, model.empty_text))
-    return Unconditional(image, text) if CONVENTIONS[settings.convention].unconditional == "encoded" else Unconditional(image * 0, text * 0)
+    pair = model.unconditional(CONVENTIONS[settings.convention].unconditional)
+    return Unconditional(*(value.float().cpu().numpy() for value in pair))
 
 
 def _conditions(model: VersatileDiffusion, values: Unconditional, mix: Tensor) -> Conditions:

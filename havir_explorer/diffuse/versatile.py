@@ -189,15 +189,15 @@ class VersatileUNet(nn.Module):
             with torch.inference_mode(False):  # else they could not be trained any more
                 self.unet.to(memory_format=torch.channels_last)
 
-    def compile_steps(self, mode: str = "default") -> None:
+    def compile_steps(self, mode: str = "default", backend: str = "inductor") -> None:
         """Have :meth:`denoise` compiled by torch for each shape that it meets; it needs a C++ compiler, or Triton on a GPU.
 
         Parameters
         ----------
-        mode : str
-            Of ``torch.compile``; ``"reduce-overhead"`` replays CUDA graphs on a GPU.
+        mode, backend : str
+            Of ``torch.compile``; the mode ``"reduce-overhead"`` replays CUDA graphs on a GPU.
         """
-        self.denoise = torch.compile(self.denoise, mode=mode)  # type: ignore[method-assign]
+        self.denoise = torch.compile(self.denoise, mode=mode, backend=backend)  # type: ignore[method-assign]
 
     def _walk(self) -> Iterator[nn.Module]:
         """Every module of the blocks, the blocks in the order in which they run."""
