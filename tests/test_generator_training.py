@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
-from test_diffuse import SCHEDULER, UNET
+from tiny_versatile import SCHEDULER, UNET
 
 from havir_explorer.data.demo import record, scenes
 from havir_explorer.data.demo import train as script
