@@ -51,6 +51,7 @@ def test_what_was_sent_does_not_change_with_the_figure(figure):
 def test_a_view_without_an_answer_gets_another_widget_with_the_same_figure(figure, lost):
     figure.layout.title.text = "painted"
     figure.data[0].vertexcolor = np.array(["#f00", "#0f0", "#00f"])
+    figure.without = "not read"
     assert lost == []
     figure._handle_custom_msg("anew", [])
     assert lost == [True]
@@ -60,3 +61,4 @@ def test_a_view_without_an_answer_gets_another_widget_with_the_same_figure(figur
     assert list(other.data[0].vertexcolor) == ["#f00", "#0f0", "#00f"]
     assert other._config == {"scrollZoom": True}
     assert other.patience == 2 * figure.patience
+    assert other.without == "not read"

@@ -35,7 +35,7 @@ _BAR_WIDTH = 90
 class CortexPanel:
     """Cortical map with ROI outlines; one plotly FigureWidget for the life of the app.
 
-    ``widget`` goes into a layout; everything else is methods. Painting sends 160 kB to the browser, the mesh is sent once.
+    ``widget`` goes into a layout; everything else is methods. Painting sends 220 kB to the browser, the mesh is sent once.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class CortexPanel:
         threshold : float, optional
             Smaller absolute values are drawn as bare cortex.
         without : str
-            What the pointer is told where there is no value; short, because it is sent for every vertex.
+            What the pointer is told where there is no value.
 
         Raises
         ------
@@ -136,7 +136,8 @@ class CortexPanel:
         with DRAWING, self.figure.batch_update():
             brain = self.figure.data[_MESH]
             brain.vertexcolor = colors
-            brain.customdata = hover_words(values, without)
+            brain.customdata = values
+            self.figure.without = without
             self.figure.layout.title.text = title
             if self._scale != (scale := (unit, vmin, vmax, cmap)):
                 self._scale = scale
@@ -153,7 +154,7 @@ class CortexPanel:
         """Range, colours and unit; apart from :meth:`show` because plotly checks all of it anew, which takes longer than painting."""
         marker = self.figure.data[_BAR].marker
         marker.update(cmin=vmin, cmax=vmax, colorscale=palette.colorscale(cmap))
-        self.figure.data[_MESH].hovertemplate = f"%{{text}}%{{customdata}}<extra>{unit}</extra>"
+        self.figure.data[_MESH].hovertemplate = f"%{{text}}%{{customdata:.2f}}<extra>{unit}</extra>"
         marker.colorbar.update(title={"text": unit}, tickvals=np.linspace(vmin, vmax, 5).round(6))
 
     def set_view(self, view: str) -> None:
@@ -210,7 +211,7 @@ class CortexPanel:
             vertexcolor=bare,
             lighting=light,
             lightposition={"x": -400, "y": -4000, "z": 3000},
-            hovertemplate="%{text}%{customdata}<extra></extra>",
+            hovertemplate="%{text}%{customdata:.2f}<extra></extra>",
         )
         colorbar = {"thickness": 12, "len": 0.72, "outlinewidth": 0, "tickfont": {"size": 11}, "title": {"side": "right", "font": {"size": 12}}, "x": 1.0}
         marker = {"size": 0, "color": [0], "cmin": 0, "cmax": 1, "colorscale": palette.colorscale(palette.UNSIGNED), "showscale": True, "colorbar": colorbar}
@@ -283,26 +284,6 @@ class CortexPanel:
             self.figure.layout.scene.annotations = self._texts()
             for trace in self.figure.data[_FIRST_OUTLINE:]:
                 trace.visible = self._is_on(trace.name)
-
-
-def hover_words(values: FloatArray, without: str) -> palette.ColorArray:
-    """Say each vertex's value to two decimals, or ``without`` where it is NaN.
-
-    Parameters
-    ----------
-    values : float32 (n_vertices,)
-    without : str
-
-    Returns
-    -------
-    str (n_vertices,)
-    """
-    known = ~np.isnan(values)
-    hundredths, which = np.unique(np.rint(100 * values[known]).astype(np.int64), return_inverse=True)
-    spoken = np.array([without, *(f"{number / 100:.2f}" for number in hundredths.tolist())])
-    at = np.zeros(len(values), np.intp)
-    at[known] = which + 1
-    return spoken[at]
 
 
 def _switch(name: str) -> widgets.ToggleButton:

@@ -18,7 +18,9 @@ export default () => {
         await shown(el);
         await fresh(model);
         el.textContent = "";
-        return widget.render({ model, el });
+        const remove = widget.render({ model, el });
+        sayNothing(model, el);
+        return remove;
       } catch (error) {
         el.textContent = `The cortex could not be drawn (${error.message}); reload the page.`;
       }
@@ -60,4 +62,21 @@ function fresh(model) {
     model.on("change:sent", arrived);
     model.send("fresh");
   });
+}
+
+/* Where a trace has no value (NaN) the pointer is told so in words. plotly has no setting for it, so its number formats, which it makes
+   anew with every layout, are taught them; words for every vertex would take longer to send than the map. */
+function sayNothing(model, plot) {
+  const teach = () => {
+    const locale = plot._fullLayout?._d3locale;
+    if (!locale || locale.taught) return;
+    const { numberFormat } = locale;
+    locale.taught = true;
+    locale.numberFormat = (pattern) => {
+      const say = numberFormat(pattern);
+      return (value) => (Number.isNaN(value) ? model.get("without") : say(value));
+    };
+  };
+  teach();
+  ["plotly_afterplot", "plotly_restyle", "plotly_relayout", "plotly_update"].forEach((name) => plot.on(name, teach));
 }

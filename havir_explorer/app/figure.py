@@ -37,12 +37,15 @@ class Figure(go.FigureWidget):  # type: ignore[misc]  # plotly ships no types
         Rises each time the whole figure was sent.
     patience : int
         Seconds that a view waits for an answer; doubled for each widget that takes another's place, for a machine so slow that answers are.
+    without : str
+        What the pointer is told where a number is NaN.
     """
 
     _esm = Path(__file__).with_name("figure.js")
     bundle = traitlets.Bytes().tag(sync=True)
     sent = traitlets.Int(0).tag(sync=True)
     patience = traitlets.Int(8).tag(sync=True)
+    without = traitlets.Unicode("no value").tag(sync=True)
 
     def __init__(self, figure: go.Figure, config: dict[str, object], on_lost: Callable[[], None]) -> None:
         super().__init__(figure)
@@ -54,7 +57,7 @@ class Figure(go.FigureWidget):  # type: ignore[misc]  # plotly ships no types
         """Return another widget with this one's content and twice its patience; this one is closed."""
         with DRAWING:
             other = Figure(go.Figure(self), self._config, self._on_lost)
-            other.patience = 2 * self.patience
+            other.patience, other.without = 2 * self.patience, self.without
             self.close()
         return other
 

@@ -1,5 +1,6 @@
 /* Enter in one of the app's fields reconstructs and Escape anywhere in the app cancels; keys pressed outside the app are left alone.
-   Listening comes first (capture), because the fields keep their keys to themselves. */
+   Listening comes first (capture), because the fields keep their keys to themselves. Nothing here waits for the kernel, so that the keys
+   also work where anywidget was too late for the widget and drops what the kernel sends. */
 
 const FIELDS = "input, .widget-readout";
 
