@@ -32,9 +32,11 @@ CHROMIUM_ARGUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """JupyterLab over a folder that holds nothing but a copy of the notebook; yields its address."""
+def lab(demo, tmp_path_factory):
+    """JupyterLab over a folder that holds nothing but a copy of the notebook, and remembers no result of an earlier run; yields its address."""
     folder = tmp_path_factory.mktemp("lab")
+    (folder / "cache").mkdir()
+    (folder / "cache" / demo.root.name).symlink_to(demo.root, target_is_directory=True)
     shutil.copy(ROOT / "notebooks" / NOTEBOOK, folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -45,6 +47,7 @@ def lab(tmp_path_factory):
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
+        "HAVIR_CACHE": str(folder / "cache"),
         "JUPYTERLAB_SETTINGS_DIR": str(settings),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),

@@ -56,7 +56,7 @@ def test_a_cortex_that_anywidget_has_given_up_is_made_anew_and_the_keys_work(pag
     for _ in ("heading", "app"):
         command(page, "notebook:run-cell-and-select-next")
     painted(page)
-    assert sum(bool(re.search(GIVEN_UP, text)) for text in complaints) >= 2, "this test has to make anywidget give both up"
+    assert any(re.search(GIVEN_UP, text) for text in complaints), "this test has to make anywidget give the figure up"
 
     # The keys work all the same.
     app = page.locator(".havir").first
