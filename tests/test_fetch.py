@@ -138,7 +138,8 @@ def test_a_part_of_any_length_is_gone_on_with(fetch, server, source, tmp_path, l
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_or_killed_command_is_resumed(fetch, server, source, tmp_path, how, code):
     server.delay = 0.1
-    command_line = [sys.executable, "-c", "import sys; from havir_explorer.cli import main; main()", "fetch", "nsd", "--subjects", "1", "--sessions", "1-2"]
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # what is started in the background may have been told to ignore it
+    command_line = [sys.executable, "-c", f"{heard}; from havir_explorer.cli import main; main()", "fetch", "nsd", "--subjects", "1", "--sessions", "1-2"]
     command_line += ["--accept-nsd-terms", "--to", str(tmp_path / "tree"), "--endpoint", server.endpoint]
     process = subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "tree").rglob("*.nii.gz")):
