@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
+from tiny_versatile import UNET
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -63,17 +64,7 @@ PUBLISHED = Sizes(
 
 _TOWER = {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 24, "num_attention_heads": 2, "num_hidden_layers": 1}
 SMALL = Sizes(
-    {
-        **PUBLISHED.unet,
-        "sample_size": 8,
-        "block_out_channels": (16, 32),
-        "layers_per_block": 1,
-        "cross_attention_dim": 24,
-        "attention_head_dim": 2,
-        "norm_num_groups": 8,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    },
+    {**PUBLISHED.unet, **UNET},
     {
         "block_out_channels": (8, 16),
         "norm_num_groups": 4,
