@@ -19,7 +19,7 @@ from havir_explorer.decode.havir import Havir, StructuralGenerator
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes, default_split, voxel_hash
 from havir_explorer.decode.run import CHECKPOINT, Options, one_cycle
 from havir_explorer.decode.samples import collect
-from havir_explorer.decode.targets import Targets, build
+from havir_explorer.decode.targets import Targets, TargetSource, build
 from havir_explorer.decode.train import fit
 from havir_explorer.errors import Cancelled, DataInvalid, DataMissing, RequestError, WeightsInvalid, WeightsMissing
 
@@ -165,6 +165,14 @@ def test_targets_without_captions_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(world, "captions", lambda nsd_id: ())
     with pytest.raises(DataMissing, match="picture 1 of small has no caption"):
         build(world, np.array([1]), SmallEncoder())
+
+
+def test_targets_are_gathered_by_place(targets: Targets) -> None:
+    source: TargetSource = targets
+    rows = source.rows(np.array([5, 2, 5]))
+    assert source.shapes == (rows.latents.shape[1:], rows.image_embeds.shape[1:], rows.text_embeds.shape[1:])
+    for gathered, whole in zip(rows, (targets.latents, targets.image_embeds, targets.text_embeds), strict=True):
+        np.testing.assert_array_equal(gathered, whole[[5, 2, 5]])
 
 
 def test_samples_leave_test_pictures_out_and_mix_only_their_own_repeats(world: SmallWorld) -> None:

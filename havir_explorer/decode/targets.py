@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.errors import DataMissing
 from havir_explorer.records import FloatArray, IntArray, UInt8Array
 
 CaptionTarget = Literal["mean", "first"]
+HeldArray = npt.NDArray[np.float16 | np.float32]
+"""Targets as they are held: float32 in memory, float16 on disk."""
 _CHUNK = 50
 
 
@@ -30,9 +33,44 @@ class Encoder(Protocol):
         """Normalised CLIP text tokens, float32 (n, n_tokens, width)."""
 
 
+class Shapes(NamedTuple):
+    """Sizes of one picture's targets: ``(4, h, w)``, ``(n_image_tokens, width)`` and ``(n_text_tokens, width)``."""
+
+    latents: tuple[int, ...]
+    image_embeds: tuple[int, ...]
+    text_embeds: tuple[int, ...]
+
+
+class Rows(NamedTuple):
+    """Targets of some pictures, one row each; float16 or float32, as their source holds them."""
+
+    latents: HeldArray
+    image_embeds: HeldArray
+    text_embeds: HeldArray
+
+
+class TargetSource(Protocol):
+    """Where training finds its targets: :class:`Targets` in memory, or a store on disk that is larger than memory."""
+
+    @property
+    def nsd_ids(self) -> IntArray:
+        """Which picture each row belongs to, int64 (n,), ascending, no id twice."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """Sizes of one picture's targets."""
+
+    @property
+    def generator(self) -> tuple[float, ...]:
+        """Fingerprint of the autoencoder and CLIP they were made with (``diffuse.fingerprint``); empty where it is not known."""
+
+    def rows(self, indices: IntArray) -> Rows:
+        """Return the targets at some places of ``nsd_ids``, in the order asked for, repeats allowed; int (B,), 0-based."""
+
+
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Encoded stimuli, one row a picture.
+    """Encoded stimuli, one row a picture: a :class:`TargetSource` in memory.
 
     Parameters
     ----------
@@ -40,7 +78,7 @@ class Targets:
     image_embeds : float32 (n, n_image_tokens, width)
     text_embeds : float32 (n, n_text_tokens, width)
     nsd_ids : int64 (n,)
-        Which picture each row belongs to; no id twice.
+        Which picture each row belongs to; ascending, no id twice.
     generator : tuple of float
         Fingerprint of the autoencoder and CLIP they were made with (``diffuse.fingerprint``); empty where it is not known.
     """
@@ -53,6 +91,15 @@ class Targets:
 
     def __len__(self) -> int:
         return len(self.nsd_ids)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Sizes of one picture's targets."""
+        return Shapes(self.latents.shape[1:], self.image_embeds.shape[1:], self.text_embeds.shape[1:])
+
+    def rows(self, indices: IntArray) -> Rows:
+        """Return the targets at some places of ``nsd_ids``, float32, copied."""
+        return Rows(self.latents[indices], self.image_embeds[indices], self.text_embeds[indices])
 
 
 def build(
