@@ -14,7 +14,7 @@ from havir_explorer.cli_show import progress_bar
 from havir_explorer.data import open_dataset
 from havir_explorer.decode import targets
 from havir_explorer.decode.manifest import Record
-from havir_explorer.decode.run import Options
+from havir_explorer.decode.options import Options
 from havir_explorer.decode.targets import CaptionTarget
 from havir_explorer.decode.train import STEPS, fit
 from havir_explorer.diffuse import weights

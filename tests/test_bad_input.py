@@ -16,7 +16,7 @@ from PIL import Image
 from havir_explorer.cli import command
 from havir_explorer.decode import targets
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
-from havir_explorer.decode.run import Options
+from havir_explorer.decode.options import Options
 from havir_explorer.decode.train import fit
 from havir_explorer.errors import OutputError
 

@@ -17,7 +17,8 @@ from havir_explorer.decode import losses
 from havir_explorer.decode.blocks import Dropout, Repair
 from havir_explorer.decode.havir import Havir, StructuralGenerator
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes, default_split, voxel_hash
-from havir_explorer.decode.run import CHECKPOINT, Options, one_cycle
+from havir_explorer.decode.options import Options
+from havir_explorer.decode.run import CHECKPOINT, one_cycle
 from havir_explorer.decode.samples import collect
 from havir_explorer.decode.targets import Targets, TargetSource, build
 from havir_explorer.decode.train import fit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +14,12 @@ from torch import Tensor, nn
 
 from havir_explorer.decode import losses
 from havir_explorer.decode.havir import Havir, whole
-from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
+from havir_explorer.decode.options import Options
 from havir_explorer.decode.samples import Samples
 from havir_explorer.errors import WeightsInvalid
 
 Progress = Callable[[float, str], None]
 CHECKPOINT = "checkpoint.pt"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What shapes a training run.
-
-    Parameters
-    ----------
-    structural, semantic : sizes
-    batch : int
-    structural_rate, semantic_rate : float
-        Peak learning rates of one cosine cycle each (a tenth of the steps warm-up).
-    weight_decay : float
-        Of matrices and kernels; biases and norms are spared.
-    edges : float
-        Weight of the Sobel term.
-    temperature, mse, contrast : float
-        Of the token loss. MindBridge's ``mse`` is 1e4; with a few thousand pictures SoftCLIP then drowns it and tokens come out
-        distinguishable but far from their targets (centred cosine of image tokens 0.49 on the teaching world's test images, 0.81 with 1e6).
-    held_out : float
-        Share of the training images kept back to choose the best step and to fit the repair.
-    repair_latents, repair_tokens : float
-        Share of the lost spread that is restored, 0 to 1.
-    check_every, save_every : int
-        Steps between looks at the held-out images and between checkpoints.
-    caption_target : str
-        How the text targets were made; recorded.
-    """
-
-    structural: StructuralSizes = field(default_factory=StructuralSizes)
-    semantic: SemanticSizes = field(default_factory=SemanticSizes)
-    batch: int = 64
-    structural_rate: float = 2e-3
-    semantic_rate: float = 3e-3
-    weight_decay: float = 0.05
-    edges: float = 0.1
-    temperature: float = 0.005
-    mse: float = 1e6
-    contrast: float = 1.0
-    held_out: float = 0.08
-    repair_latents: float = 0.0
-    repair_tokens: float = 1.0
-    check_every: int = 100
-    save_every: int = 250
-    caption_target: str = "mean"
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ from havir_explorer.decode import manifest
 from havir_explorer.decode.blocks import use_generator
 from havir_explorer.decode.havir import Havir
 from havir_explorer.decode.manifest import Manifest, Record
-from havir_explorer.decode.run import CHECKPOINT, BranchRun, Options, Pairs, Progress, Run
+from havir_explorer.decode.options import Options
+from havir_explorer.decode.run import CHECKPOINT, BranchRun, Pairs, Progress, Run
 from havir_explorer.decode.samples import collect, hold_out
 from havir_explorer.decode.targets import Targets
 from havir_explorer.errors import RequestError
