@@ -15,7 +15,8 @@ SUBJECTS = ("subj01", "subj02")
 @pytest.fixture(scope="module", params=SUBJECTS)
 def world(request):
     dataset, decoder, generator = pipeline.models(Request(subject=request.param))
-    return request.param, dataset, decoder, generator, evaluate.collect(dataset, request.param, 100, generator.side)
+    tested = evaluate.collect(dataset, request.param, 100, generator.side)
+    return request.param, dataset, decoder, generator, tested, evaluate.mean_responses(dataset, request.param, tested.nsd_ids)
 
 
 def redraw(decoder, generator, responses, strength, first_seed=0):
@@ -27,10 +28,10 @@ def redraw(decoder, generator, responses, strength, first_seed=0):
 
 
 def test_without_right_v1_to_v3_the_left_half_suffers(world):
-    subject, dataset, decoder, generator, tested = world
+    subject, dataset, decoder, generator, tested, measured = world
     mask = Mask(mute=("rh.V1", "rh.V2", "rh.V3"))
-    full = redraw(decoder, generator, tested.responses, 0.0)
-    lesioned = redraw(decoder, generator, masks.apply(tested.responses, mask, dataset.atlas(subject)), 0.0)
+    full = redraw(decoder, generator, measured, 0.0)
+    lesioned = redraw(decoder, generator, masks.apply(measured, mask, dataset.atlas(subject)), 0.0)
     worse = (np.square(p.astype(float) - tested.stimuli).mean(axis=(1, 3)) for p in (lesioned, full))
     rise = next(worse) - next(worse)  # (n, columns)
     difference = rise[:, :32].mean(axis=1) - rise[:, 32:].mean(axis=1)
@@ -40,9 +41,9 @@ def test_without_right_v1_to_v3_the_left_half_suffers(world):
 
 
 def test_without_the_face_areas_faces_are_lost(world):
-    subject, dataset, decoder, generator, tested = world
+    subject, dataset, decoder, generator, tested, measured = world
     shown = [any(thing.kind == "face" for thing in scenes.scene(int(nsd_id)).things) for nsd_id in tested.nsd_ids]
-    responses, atlas = tested.responses[shown], dataset.atlas(subject)
+    responses, atlas = measured[shown], dataset.atlas(subject)
     words = generator.text_features([f"a face {place}" for place in scenes.PLACES.values()]).mean(axis=0)
 
     def likeness(lesioned):

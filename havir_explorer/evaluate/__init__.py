@@ -1,0 +1,29 @@
+"""How good the reconstructions are over the test images, and what of it the brain is responsible for.
+
+Two steps over frozen records: :func:`draw` makes the pictures of one chunk of test images under one condition, and needs nothing but the
+:class:`Chunk`, so that any process can do it; :func:`score` compares a condition's pictures with the stimuli. :func:`evaluate` does all of it.
+"""
+
+from havir_explorer.evaluate.conditions import ALL, CONDITIONS, Condition
+from havir_explorer.evaluate.drawing import BATCH, Chunk, chunks, draw
+from havir_explorer.evaluate.run import evaluate
+from havir_explorer.evaluate.scoring import score
+from havir_explorer.evaluate.tables import Evaluation, bootstrap
+from havir_explorer.evaluate.testset import TestSet, collect, mean_responses
+
+__all__ = [
+    "ALL",
+    "BATCH",
+    "CONDITIONS",
+    "Chunk",
+    "Condition",
+    "Evaluation",
+    "TestSet",
+    "bootstrap",
+    "chunks",
+    "collect",
+    "draw",
+    "evaluate",
+    "mean_responses",
+    "score",
+]
