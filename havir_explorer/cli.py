@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from havir_explorer import __version__, cli_diffuse, cli_export, cli_fetch, cli_prepare, cli_weights
+from havir_explorer.cli_options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
 from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, quiet, table, write
 from havir_explorer.errors import RequestError, nearest
 from havir_explorer.records import Branch, Request
@@ -30,12 +31,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_weights.app)
-
-DatasetOption = Annotated[str, typer.Option("--dataset", help="'demo', or the folder of an NSD tree.")]
-SubjectOption = Annotated[str, typer.Option("--subject", help="subj01 and so on.")]
-DecoderOption = Annotated[str | None, typer.Option("--decoder", help="Folder of a trained HAVIR; the shipped one when left out.")]
-GeneratorOption = Annotated[str | None, typer.Option("--generator", help="Folder or cached hub id of a Versatile Diffusion, or 'demo'.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _D = Request()  # every default on the command line is the record's own
 _BRANCHES: dict[Branch, str] = {"structural": "Structural Generator", "semantic": "Semantic Extractor"}

@@ -9,6 +9,7 @@ import numpy as np
 import typer
 from PIL import Image
 
+from havir_explorer.cli_options import JsonOption
 from havir_explorer.cli_show import can_write, console, emit, progress_bar, write
 from havir_explorer.errors import OutputError
 from havir_explorer.records import Convention, FloatArray, Scheduler, Settings, UInt8Array
@@ -31,7 +32,7 @@ def diffuse(
     guidance_stop: Annotated[float, typer.Option("--guidance-stop", help="Guide up to this fraction of the steps.")] = _D.guidance_stop,
     mix: Annotated[float, typer.Option("--mix", help="0 image embedding only, 1 text embedding only.")] = _D.mix,
     convention: Annotated[str, typer.Option("--convention", help=f"Whose habits: {', '.join(get_args(Convention))}.")] = _D.convention,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw pictures of latents and embeddings that any decoder has written."""
     whose: Any = {"scheduler": scheduler, "convention": convention}  # the record checks the names

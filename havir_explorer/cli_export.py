@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from havir_explorer.cli_options import DatasetOption, JsonOption, SubjectOption
 from havir_explorer.cli_show import can_write, console, emit, names, numbers, progress_bar, write
 
 if TYPE_CHECKING:
+    from havir_explorer.data.dataset import Dataset
     from havir_explorer.export import Regions, Responses
+
+Numbers = TypeVar("Numbers", "Responses", "Regions")
 
 app = typer.Typer(help="Write a data set's numbers for any other program.", no_args_is_help=True, rich_markup_mode=None)
 
-DatasetOption = Annotated[str, typer.Option("--dataset", help="'demo', or the folder of an NSD tree.")]
-SubjectOption = Annotated[str, typer.Option("--subject", help="subj01 and so on.")]
 TrialsOption = Annotated[str, typer.Option("--trials", help="0-based over the experiment, e.g. 0-99,750, or 'all' at hand.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -33,11 +34,8 @@ def betas(
 ) -> None:
     """Single-trial responses in percent signal change, before any z-scoring."""
     from havir_explorer import export
-    from havir_explorer.data import open_dataset
 
-    can_write(out, ".npz")
-    found = export.responses(open_dataset(dataset), subject, _trials(trials), names(rois))
-    write(out, _saved(found))
+    found = _saved(out, lambda: export.responses(_open(dataset), subject, _trials(trials), names(rois)))
     n_trials, n_voxels = found.percent_signal_change.shape
     _tell({"file": str(out), "trials": n_trials, "voxels": n_voxels}, f"wrote {out}: {n_trials} trials of {n_voxels} voxels", as_json=as_json)
 
@@ -52,11 +50,8 @@ def rois(
 ) -> None:
     """Which voxels a subject has, and which ROIs they belong to."""
     from havir_explorer import export
-    from havir_explorer.data import open_dataset
 
-    can_write(out, ".npz")
-    found = export.regions(open_dataset(dataset), subject)
-    write(out, _saved(found))
+    found = _saved(out, lambda: export.regions(_open(dataset), subject))
     n_rois, n_voxels = found.roi_voxels.shape
     _tell({"file": str(out), "rois": found.roi_name.tolist(), "voxels": n_voxels}, f"wrote {out}: {n_rois} ROIs over {n_voxels} voxels", as_json=as_json)
 
@@ -72,10 +67,9 @@ def trial_table(
 ) -> None:
     """Which picture was shown when: session, nsd_id, repeat, whether it is shared."""
     from havir_explorer import export
-    from havir_explorer.data import open_dataset
 
     can_write(out, ".csv")
-    found = export.trials(open_dataset(dataset), subject, _trials(trials))
+    found = export.trials(_open(dataset), subject, _trials(trials))
     write(out, lambda part: found.to_csv(part, index_label="trial"))
     _tell({"file": str(out), "trials": len(found)}, f"wrote {out}: {len(found)} trials", as_json=as_json)
 
@@ -91,9 +85,8 @@ def stimuli(
 ) -> None:
     """The pictures of some trials."""
     from havir_explorer import export
-    from havir_explorer.data import open_dataset
 
-    tree = open_dataset(dataset)
+    tree = _open(dataset)
     with progress_bar("pictures") as show:
         files = export.stimuli(tree, subject, out, _trials(trials), progress=show)
     note = "" if tree.synthetic else "; they belong to their owners (Microsoft COCO), and NSD's terms forbid passing them on"
@@ -104,10 +97,20 @@ def _trials(text: str) -> tuple[int, ...] | None:
     return None if text.strip().lower() == "all" else numbers(text, "--trials")
 
 
-def _saved(found: Responses | Regions) -> Callable[[Path], None]:
+def _open(dataset: str) -> Dataset:
+    from havir_explorer.data import open_dataset
+
+    return open_dataset(dataset)
+
+
+def _saved(out: Path, read: Callable[[], Numbers]) -> Numbers:
+    """Write a record's arrays once it is known that they can be written, and return the record."""
     import numpy as np
 
-    return lambda part: np.savez(part, **vars(found))
+    can_write(out, ".npz")
+    found = read()
+    write(out, lambda part: np.savez(part, **vars(found)))
+    return found
 
 
 def _tell(values: dict[str, object], sentence: str, *, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from havir_explorer.cli_options import JsonOption
 from havir_explorer.cli_show import console, emit, names, numbers, progress_bar, table
 from havir_explorer.errors import Cancelled
 
@@ -36,7 +37,7 @@ def nsd(
     accept: Annotated[bool, typer.Option("--accept-nsd-terms", help="You agree to NSD's terms; asked once a folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would come, and how large it is, and stop.")] = False,
     endpoint: Annotated[str, typer.Option("--endpoint", help="Address of another S3 server that holds the bucket.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Fetch subjects and sessions of the Natural Scenes Dataset from its public bucket."""
     from havir_explorer.data import fetch as fetching

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from havir_explorer.cli_options import DatasetOption, JsonOption, SubjectOption
 from havir_explorer.cli_show import console, emit, progress_bar
 from havir_explorer.errors import RequestError
 
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 
 def prepare(
     *,
-    dataset: Annotated[str, typer.Option("--dataset", help="'demo', or the folder of an NSD tree.")] = "demo",
-    subject: Annotated[str, typer.Option("--subject", help="subj01 and so on.")] = "subj01",
+    dataset: DatasetOption = "demo",
+    subject: SubjectOption = "subj01",
     dtype: Annotated[str, typer.Option("--dtype", help="int16 as NSD's files have it, or float32 percent signal change.")] = "int16",
     convention: Annotated[str | None, typer.Option("--convention", help="b1, b2, b3, brain-diffuser, mindeye1 or mindeye2. [the store's; b3]")] = None,
     workers: Annotated[int, typer.Option("--workers", help="Sessions read side by side, a process each.")] = 1,
     delete_originals: Annotated[bool, typer.Option("--delete-originals", help="Delete each beta file once the store was compared with it.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy the voxels in use out of a subject's beta files into a compact store; run it again to go on after a stop."""
     from havir_explorer.data import preparing

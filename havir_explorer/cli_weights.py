@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from havir_explorer.cli_options import JsonOption
 from havir_explorer.cli_show import console, emit, progress_bar, table
 from havir_explorer.errors import WeightsInvalid
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="weights", help="Download, check and compact a Versatile Diffusion.", no_args_is_help=True, rich_markup_mode=None)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 VariantOption = Annotated[str | None, typer.Option("--variant", help="Weight files with this in their names, e.g. fp16.")]
 FolderArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, a hub id that was fetched, or 'demo'.")]
 
