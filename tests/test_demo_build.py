@@ -1,6 +1,8 @@
 """Building the teaching world is all or nothing."""
 
 import errno
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,24 @@ def test_the_world_of_a_faster_process_is_kept(tmp_path):
     (theirs / "synthetic.json").rename(theirs / "something else")
     with pytest.raises(OSError, match=r"."):
         write._put_in_place(ours, theirs)
+
+
+def test_a_build_removes_what_killed_ones_have_left_and_nothing_else(tmp_path):
+    killed, living, others, ours = (tmp_path / name for name in (".world-killed", ".world-living", ".another-killed", "world.old"))
+    for folder in (killed, living, others, ours):
+        (folder / "nsddata").mkdir(parents=True)
+        (folder / "nsddata" / "file").touch()
+    long_ago = time.time() - write._STALE - 60
+    for folder in (killed, others, ours):
+        os.utime(folder, (long_ago, long_ago))
+
+    def stop(_share, _words):
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        write.write_world(tmp_path / "world", stop)
+    assert {path.name for path in tmp_path.iterdir()} == {".world-living", ".another-killed", "world.old"}
+    assert (living / "nsddata" / "file").is_file()
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
