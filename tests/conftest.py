@@ -25,6 +25,29 @@ def demo():
 
 
 @pytest.fixture(scope="session")
+def world(demo) -> Path:
+    """The teaching world's folder."""
+    return demo.root
+
+
+@pytest.fixture(scope="session")
+def truth(world):
+    """What is planted in each of the teaching world's subjects."""
+    import numpy as np
+    from demo_files import SUBJECTS
+
+    return {subject: np.load(world / "truth" / f"{subject}.npz") for subject in SUBJECTS}
+
+
+@pytest.fixture(scope="session")
+def plan():
+    """Which pictures the teaching world shows to whom, and when."""
+    from havir_explorer.data.demo import design
+
+    return design.design()
+
+
+@pytest.fixture(scope="session")
 def subject() -> str:
     return "subj01"
 

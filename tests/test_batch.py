@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny_versatile import watched
 
 from havir_explorer import batch, pipeline
 from havir_explorer.batch import run_many
@@ -42,54 +43,33 @@ def test_each_result_is_that_of_a_single_run(requests, monkeypatch):
 
 
 def test_only_what_shares_models_and_schedule_is_drawn_together(requests, monkeypatch):
-    sizes, ours = [], batch.generate
-
-    def counted(model, decoded, settings, **options):
-        sizes.append((settings[0].steps, len(settings)))
-        return ours(model, decoded, settings, **options)
-
-    monkeypatch.setattr(batch, "generate", counted)
+    batches = []
+    monkeypatch.setattr(batch, "generate", watched(batch.generate, batches))
     longer = replace(requests[0], settings=replace(requests[0].settings, steps=2))
     order, mixed = [], [requests[0], longer, requests[1], requests[2]]
     results = run_many(mixed, lambda place, result: order.append((place, result.request)), batch=2)
-    assert sizes == [(4, 2), (4, 1), (2, 1)]
+    assert [(settings[0].steps, len(settings)) for settings in batches] == [(4, 2), (4, 1), (2, 1)]
     assert order == [(0, mixed[0]), (2, mixed[2]), (3, mixed[3]), (1, mixed[1])]
     assert [result.request for result in results] == mixed
     assert run_many([]) == ()
 
 
 def test_out_of_memory_goes_on_with_half_and_says_so(requests, monkeypatch):
-    sizes, told, ours = [], [], batch.generate
-
-    def crowded(model, decoded, settings, **options):
-        sizes.append(len(settings))
-        if len(settings) > 1:
-            msg = "too many"
-            raise DeviceOutOfMemory(msg)
-        return ours(model, decoded, settings, **options)
-
-    monkeypatch.setattr(batch, "generate", crowded)
+    batches, told = [], []
+    monkeypatch.setattr(batch, "generate", watched(batch.generate, batches, lambda: len(batches[-1]) == 1))
     results = run_many(requests[:3], on_notice=told.append)
-    assert sizes == [3, 1, 1, 1]
+    assert [len(settings) for settings in batches] == [3, 1, 1, 1]
     assert told == ["memory ran out; going on with 1 picture at once"]
     assert [result.request for result in results] == requests[:3]
 
 
 def test_when_not_even_one_fits_it_is_said_and_what_is_finished_stays(requests, monkeypatch):
-    finished, ours, calls = [], batch.generate, []
-
-    def failing(model, decoded, settings, **options):
-        calls.append(len(settings))
-        if len(calls) > 1:
-            msg = "one picture does not fit"
-            raise DeviceOutOfMemory(msg)
-        return ours(model, decoded, settings, **options)
-
-    monkeypatch.setattr(batch, "generate", failing)
-    with pytest.raises(DeviceOutOfMemory, match="one picture does not fit"):
+    finished, batches = [], []
+    monkeypatch.setattr(batch, "generate", watched(batch.generate, batches, lambda: len(batches) == 1))
+    with pytest.raises(DeviceOutOfMemory, match="1 pictures do not fit"):
         run_many(requests, lambda place, _result: finished.append(place), batch=2)
     assert finished == [0, 1]
-    assert calls == [2, 2, 1]
+    assert [len(settings) for settings in batches] == [2, 2, 1]
 
 
 def test_cancel_leaves_the_finished_ones(requests):

@@ -5,30 +5,14 @@ import numpy as np
 import pytest
 from demo_files import BETAS, SUBJECTS, betas, volume
 
-from havir_explorer.data import open_dataset
 from havir_explorer.data.demo import anatomy, brain, design, features, scenes, write
 
 SESSION = design.TRIALS_PER_SESSION
 
 
 @pytest.fixture(scope="module")
-def world():
-    return open_dataset("demo").root
-
-
-@pytest.fixture(scope="module")
-def truth(world):
-    return {subject: np.load(world / "truth" / f"{subject}.npz") for subject in SUBJECTS}
-
-
-@pytest.fixture(scope="module")
-def plan():
-    return design.design()
-
-
-@pytest.fixture(scope="module")
-def responses(world):
-    return {subject: open_dataset("demo").responses(subject, np.arange(SESSION)) for subject in SUBJECTS}
+def responses(demo):
+    return {subject: demo.responses(subject, np.arange(SESSION)) for subject in SUBJECTS}
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)

@@ -11,23 +11,7 @@ from demo_files import BETAS, SUBJECTS, betas, volume
 from scipy.io import loadmat
 
 from havir_explorer.data import demo_folder, open_dataset
-from havir_explorer.data.demo import anatomy, design, scenes, write
-
-
-@pytest.fixture(scope="module")
-def world():
-    return open_dataset("demo").root
-
-
-@pytest.fixture(scope="module")
-def truth(world):
-    return {subject: np.load(world / "truth" / f"{subject}.npz") for subject in SUBJECTS}
-
-
-@pytest.fixture(scope="module")
-def plan():
-    return design.design()
-
+from havir_explorer.data.demo import anatomy, scenes, write
 
 
 def test_folder_is_the_one_the_package_opens(world):

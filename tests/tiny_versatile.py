@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -13,8 +14,10 @@ from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModelWithPr
 
 from havir_explorer.diffuse import weights
 from havir_explorer.diffuse.model import VersatileDiffusion
+from havir_explorer.diffuse.sampler import Drawn
 from havir_explorer.diffuse.versatile import VersatileUNet
-from havir_explorer.records import Decoded
+from havir_explorer.errors import DeviceOutOfMemory
+from havir_explorer.records import Decoded, Settings
 
 UNET = {
     "sample_size": 8,
@@ -60,6 +63,19 @@ def conditions(model: VersatileDiffusion, batch: int = 3, seed: int = 0) -> Deco
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.standard_normal((batch, *shape)).astype(np.float32)  # noqa: E731
     return Decoded(draw(*model.latent_shape), draw(*model.empty_image.shape[1:]), draw(*model.empty_text.shape[1:]))
+
+
+def watched(generate: Callable[..., Drawn], batches: list[Sequence[Settings]], fits: Callable[[], bool] = lambda: True) -> Callable[..., Drawn]:
+    """``generate``, which writes down the settings of each batch that is asked of it, and has no memory for the last one where ``fits`` says so."""
+
+    def limited(model, decoded, settings, **options):
+        batches.append(settings)
+        if not fits():
+            msg = f"{len(settings)} pictures do not fit"
+            raise DeviceOutOfMemory(msg)
+        return generate(model, decoded, settings, **options)
+
+    return limited
 
 
 def rows(decoded: Decoded, chosen: slice) -> Decoded:
