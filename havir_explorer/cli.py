@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from havir_explorer import __version__, cli_diffuse, cli_export, cli_fetch, cli_prepare, cli_weights
+from havir_explorer import __version__, cli_diffuse, cli_explore, cli_export, cli_fetch, cli_prepare, cli_weights
 from havir_explorer.cli_options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
 from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, quiet, table, write
 from havir_explorer.errors import RequestError, nearest
@@ -58,7 +58,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Build the teaching world if missing and open the first notebook in JupyterLab."""
-    from havir_explorer import cli_demo
+    from havir_explorer import cli_demo, cli_notebook
 
     built = cli_demo.build()
     notebook = None if build_only else cli_demo.notebook()
@@ -67,7 +67,7 @@ def demo(
     else:
         console().print(f"teaching world: {built.folder} ({f'built in {built.seconds:.0f} s' if built.fresh else 'already there'})")
     if notebook:
-        raise typer.Exit(cli_demo.serve(notebook, browser=not no_browser))
+        raise typer.Exit(cli_notebook.serve(notebook, browser=not no_browser))
 
 
 @app.command()
@@ -279,6 +279,7 @@ def doctor(*, as_json: JsonOption = False) -> None:
         raise typer.Exit(OURS)
 
 
+app.command()(cli_explore.explore)
 app.command()(cli_prepare.prepare)
 app.add_typer(cli_fetch.app, name="fetch")
 app.add_typer(cli_export.app, name="export")

@@ -1,27 +1,17 @@
-"""``havir demo``: the teaching world, then JupyterLab on the first notebook."""
+"""``havir demo``: the teaching world, then the first notebook."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from havir_explorer.cli_show import can_write, progress_bar, write
+from havir_explorer.cli_notebook import keep_or_write
+from havir_explorer.cli_show import progress_bar
 
 _NAME = "01_first_look.ipynb"
-_CELL: dict[str, object] = {"cell_type": "code", "id": "explorer", "metadata": {}, "execution_count": None, "outputs": []}
-_STARTER = {
-    "cells": [{**_CELL, "source": "from havir_explorer import Explorer\n\napp = Explorer()\napp"}],
-    "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
-    "nbformat": 4,
-    "nbformat_minor": 5,
-}
+_SOURCE = "from havir_explorer import Explorer\n\napp = Explorer()\napp"
 
 
 @dataclass(frozen=True)
@@ -70,39 +60,5 @@ def notebook() -> Path:
     if own.is_file():
         return own
     new = Path.cwd() / _NAME
-    if not new.exists():
-        write(can_write(new, new.suffix), lambda part: part.write_text(json.dumps(_STARTER, indent=1), encoding="utf-8"))
+    keep_or_write(new, _SOURCE)
     return new
-
-
-def serve(file: Path, *, browser: bool) -> int:
-    """Open a notebook in JupyterLab and wait until the user ends it.
-
-    Parameters
-    ----------
-    file : Path
-    browser : bool
-        Open a browser; otherwise JupyterLab only prints its address.
-
-    Returns
-    -------
-    int
-        JupyterLab's exit code; 0 when it was interrupted, which is how it is ended.
-    """
-    root = file.parent.parent if file.parent.name == "notebooks" else file.parent
-    address = f"/lab/tree/{file.relative_to(root).as_posix()}"
-    arguments = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", f"--LabApp.default_url={address}"]
-    if not browser:
-        arguments.append("--no-browser")
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        arguments.append("--allow-root")  # in a container there is often no one else to be
-    server = subprocess.Popen(arguments)  # noqa: S603 - our own interpreter and our own arguments
-    before = signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # ended from outside, it leaves no server behind
-    try:
-        return max(0, server.wait())
-    except KeyboardInterrupt:
-        server.terminate()
-        server.wait()
-        return 0
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -10,11 +10,12 @@ import traitlets
 from fake_app import WAIT, Nothing, until
 from PIL import Image
 
+from havir_explorer import pipeline as house
 from havir_explorer.app import Explorer
 from havir_explorer.app.still import still
 from havir_explorer.app.world import World
 from havir_explorer.errors import Cancelled, HavirError, MaskError, OutputError, RequestError
-from havir_explorer.records import Mask, Settings
+from havir_explorer.records import Mask, Request, Settings
 
 
 def test_constructing_opens_nothing_and_its_repr_is_cheap(pipeline):
@@ -197,3 +198,18 @@ def test_the_still_shows_three_labelled_pictures(app, tmp_path):
         assert sheet.size[0] > 640
         colours = {c for _, c in sheet.getcolors(10**6)}
     assert len(colours) > 1000
+
+
+def test_a_long_picture_is_announced_before_it_begins(pipeline, monkeypatch):
+    monkeypatch.setattr(house, "cost", lambda request: type("Said", (), {"is_long": True, "__str__": lambda _: f"costs {request.settings.steps} steps"})())
+    app = Explorer(run=pipeline, memory=Nothing(), request=Request(generator="/published"))
+    app.run()
+    assert app.error == "costs 20 steps; Cancel stops it within one step"
+    app.close()
+
+
+def test_a_generator_that_is_not_there_costs_nothing_to_ask(pipeline):
+    app = Explorer(run=pipeline, memory=Nothing(), request=Request(generator="/nowhere"))
+    app.run()
+    assert not app.error
+    app.close()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from havir_explorer import __version__, cli_demo, cli_doctor, cli_show
+from havir_explorer import __version__, cli_demo, cli_doctor, cli_notebook, cli_show
 from havir_explorer.cli import command
 from havir_explorer.errors import Cancelled, HavirError, OutputError
 
@@ -41,10 +41,10 @@ def test_the_installed_command_answers():
 def test_help_names_every_command(capsys):
     assert command(["--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("demo", "reconstruct", "diffuse", "evaluate", "train", "map", "doctor"))
+    assert all(name in printed for name in ("demo", "reconstruct", "diffuse", "evaluate", "train", "map", "explore", "doctor"))
 
 
-@pytest.mark.parametrize("name", ["demo", "reconstruct", "diffuse", "evaluate", "train", "map", "doctor"])
+@pytest.mark.parametrize("name", ["demo", "reconstruct", "diffuse", "evaluate", "train", "map", "explore", "doctor"])
 def test_every_command_has_help_and_json(capsys, name):
     assert command([name, "--help"]) == 0
     assert "--json" in capsys.readouterr().out
@@ -215,9 +215,9 @@ def test_demo_serves_without_a_browser(monkeypatch, tmp_path):
         def wait(self):
             return 0
 
-    monkeypatch.setattr(cli_demo.subprocess, "Popen", Server)
+    monkeypatch.setattr(cli_notebook.subprocess, "Popen", Server)
     notebook = tmp_path / "notebooks" / "01_first_look.ipynb"
-    assert cli_demo.serve(notebook, browser=False) == 0
+    assert cli_notebook.serve(notebook, browser=False) == 0
     assert "--no-browser" in started
     assert f"--ServerApp.root_dir={tmp_path}" in started
     assert "--LabApp.default_url=/lab/tree/notebooks/01_first_look.ipynb" in started

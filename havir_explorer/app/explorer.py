@@ -232,9 +232,21 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
         panels = self._panels
         if panels is not None and self._attempt(lambda: self._world.open(lambda done, what: panels.run.say(f"{what}.", done))):
             if self.status == "idle":
-                panels.run.say("Ready.")
+                panels.run.say(f"Ready: {expected}." if (expected := self._expected()) else "Ready.")
             self._refresh()
             self._attempt(self._paint)
+
+    def _expected(self) -> str:
+        """What a picture will cost, where it is worth saying before it begins; the demo's never is."""
+        if self._base.generator == Request().generator:
+            return ""
+        from havir_explorer import pipeline
+
+        try:
+            cost = pipeline.cost(self.request)
+        except HavirError:  # said when the run finds it too
+            return ""
+        return f"{cost}; Cancel stops it within one step" if cost.is_long else ""
 
     def _refresh(self) -> None:
         panels = self._panels
@@ -266,6 +278,7 @@ class Explorer(widgets.VBox, State):  # type: ignore[misc]  # ipywidgets ships n
     def _on_event(self, event: Event) -> None:
         if event.state == "queued" and event.job > self._job:
             self._job, self._fresh = event.job, [None, None]
+            self.error = self._expected()
         if event.job != self._job:
             return  # late news of a job that another one has replaced
         if event.step is not None and not self._pace.lets(event.step):

@@ -253,11 +253,8 @@ class Havir(nn.Module):
         WeightsInvalid
             A file cannot be read, or the two do not fit together.
         """
-        for name in (MANIFEST, WEIGHTS):
-            if not (folder / name).is_file():
-                msg = f"the decoder in {folder} lacks {name}; copy the whole folder, or train it again with: havir train"
-                raise WeightsMissing(msg)
-        manifest = _read_manifest(folder / MANIFEST)
+        manifest = read_manifest(folder)
+        _require(folder, WEIGHTS)
         tensors = _read_weights(folder / WEIGHTS)
         spatial, semantic = (_mask(tensors, name, manifest, folder) for name in ("spatial", "semantic"))
         with torch.device("meta"):
@@ -295,13 +292,30 @@ def whole(*files: Path) -> Iterator[tuple[Path, ...]]:
         raise OutputError(msg) from error
 
 
-def _read_manifest(file: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """Read what a decoder's folder says of it, without its weights.
+
+    Raises
+    ------
+    WeightsMissing
+        The folder or its manifest is absent.
+    WeightsInvalid
+        The file is no manifest.
+    """
+    _require(folder, MANIFEST)
+    file = folder / MANIFEST
     try:
         return Manifest.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, pydantic.ValidationError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
         msg = f"{file} is not the manifest of a decoder ({reason}); {_AGAIN}"
         raise WeightsInvalid(msg) from error
+
+
+def _require(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        msg = f"the decoder in {folder} lacks {name}; copy the whole folder, or train it again with: havir train"
+        raise WeightsMissing(msg)
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
