@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from havir_explorer.cli_notebook import keep_or_write, serve
+from havir_explorer.cli_options import DatasetOption, JsonOption
 from havir_explorer.cli_show import can_write, console, emit
 from havir_explorer.errors import RequestError, nearest
 from havir_explorer.records import Request
@@ -22,14 +23,14 @@ app"""
 
 def explore(
     *,
-    dataset: Annotated[str, typer.Option("--dataset", help="'demo', or the folder of a data set.")] = _D.dataset,
+    dataset: DatasetOption = _D.dataset,
     subject: Annotated[str, typer.Option("--subject", help="Where to start; the first subject when left out.")] = "",
     generator: Annotated[str, typer.Option("--generator", help="Folder or cached hub id of a Versatile Diffusion, or 'demo'.")] = _D.generator,
     decoder: Annotated[str, typer.Option("--decoder", help="Folder of a trained decoder; the one `havir train` wrote when left out.")] = _D.decoder,
     notebook: Annotated[Path | None, typer.Option("--notebook", help="The notebook to make or open. [explore_DATASET_SUBJECT.ipynb here]")] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Serve and print the address instead of opening a browser.")] = False,
     write_only: Annotated[bool, typer.Option("--write-only", help="Write the notebook and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Open the app on your own data in JupyterLab, once data, decoder and generator are known to be there."""
     request = start(dataset, subject, generator, decoder)
