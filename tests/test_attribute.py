@@ -10,7 +10,8 @@ from small_world import SEMANTIC, SPATIAL, VOXELS, SmallWorld
 
 from havir_explorer import attribute
 from havir_explorer.decode.havir import Havir
-from havir_explorer.decode.manifest import Manifest, Record, SemanticSizes, StructuralSizes, default_split
+from havir_explorer.decode.manifest import Manifest, Record, SemanticSizes, StructuralSizes
+from havir_explorer.decode.split import default_split
 from havir_explorer.errors import RequestError
 from havir_explorer.records import Contribution
 

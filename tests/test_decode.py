@@ -16,10 +16,11 @@ from havir_explorer.data.dataset import Atlas
 from havir_explorer.decode import losses
 from havir_explorer.decode.blocks import Dropout, Repair
 from havir_explorer.decode.havir import Havir, StructuralGenerator
-from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes, default_split, voxel_hash
+from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes, voxel_hash
 from havir_explorer.decode.options import Options
 from havir_explorer.decode.run import CHECKPOINT, one_cycle
 from havir_explorer.decode.samples import collect
+from havir_explorer.decode.split import default_split
 from havir_explorer.decode.targets import Targets, TargetSource, build
 from havir_explorer.decode.train import fit
 from havir_explorer.errors import Cancelled, DataInvalid, DataMissing, RequestError, WeightsInvalid, WeightsMissing

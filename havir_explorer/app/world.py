@@ -138,7 +138,7 @@ class World:
 
         Before, those that a decoder reads unless told otherwise; no weights are loaded for it.
         """
-        from havir_explorer.decode.manifest import default_split
+        from havir_explorer.decode.split import default_split
 
         return self._splits.get(subject) or default_split(self.atlas(subject))
 

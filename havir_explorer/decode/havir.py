@@ -3,7 +3,7 @@
 What is fact: the two branches and their inputs, the block names of the Structural Generator (linear projection, LayerNorm, SiLU, Dropout,
 residual MLP blocks, GroupNorm, upsampling) and its losses (MSE and Sobel). What is our reading: every width, the order of the blocks
 (MindEye's low-level branch fits the wording) and the Semantic Extractor's inside (MindBridge's shared trunk with two heads). No code of
-HAVIR's authors could be found; see :mod:`~havir_explorer.decode.manifest` for the voxel split.
+HAVIR's authors could be found; see :mod:`~havir_explorer.decode.split` for the voxel split.
 """
 
 from __future__ import annotations

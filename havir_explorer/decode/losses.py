@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from havir_explorer.decode import mixco
+from havir_explorer.decode.mixco import Mixing
+
 _SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 _SMOOTH = 1e-6
 
@@ -71,8 +74,13 @@ def soft_clip(predicted: Tensor, target: Tensor, temperature: float = 0.005) -> 
     return (forward + backward) / 2
 
 
-def token_loss(predicted: Tensor, target: Tensor, *, temperature: float = 0.005, mse: float = 1e4, contrast: float = 1.0) -> Tensor:
+def token_loss(
+    predicted: Tensor, target: Tensor, *, temperature: float = 0.005, mse: float = 1e4, contrast: float = 1.0, mixing: Mixing | None = None
+) -> Tensor:
     """Loss of one head: SoftCLIP plus MSE, both on flattened vectors of unit length (MindBridge's, which HAVIR's wording fits).
+
+    Where the responses were mixed, the contrast is BiMixCo at its own temperature, and the squared error is to the targets mixed likewise
+    (our reading: MindEye trains its squared error elsewhere, in the diffusion prior).
 
     Parameters
     ----------
@@ -81,10 +89,14 @@ def token_loss(predicted: Tensor, target: Tensor, *, temperature: float = 0.005,
         Of the SoftCLIP term.
     mse, contrast : float
         Weights of the two terms.
+    mixing : Mixing, optional
+        How the responses behind ``predicted`` were mixed.
 
     Returns
     -------
     float ()
     """
     guessed, true = (functional.normalize(tokens.flatten(1), dim=-1) for tokens in (predicted, target))
-    return contrast * soft_clip(guessed, true, temperature) + mse * functional.mse_loss(guessed, true)
+    if mixing is None:
+        return contrast * soft_clip(guessed, true, temperature) + mse * functional.mse_loss(guessed, true)
+    return contrast * mixco.contrast(guessed, true, mixing) + mse * functional.mse_loss(guessed, mixing.mix(true))

@@ -8,12 +8,11 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from havir_explorer.data.dataset import Atlas, Dataset
+from havir_explorer.data.dataset import Dataset
+from havir_explorer.decode.split import Choice
 from havir_explorer.errors import WeightsInvalid
-from havir_explorer.records import BoolArray, IntArray
+from havir_explorer.records import IntArray
 
-SPATIAL_FILE = "prf-visualrois"
-_WHOLE = "nsdgeneral"
 SAME = 0.05
 """Fingerprints this close, each third relative to its length, are of one autoencoder and CLIP."""
 
@@ -71,6 +70,10 @@ class Manifest(_Frozen):
     subject, dataset : str
     convention : str
         How the responses were normalised in training (``Dataset.convention``).
+    split : str
+        What the two masks hold, in words.
+    choice : Choice
+        The split that was asked for.
     voxel_hash : str
         SHA-256 of the int64 little-endian bytes of ``Geometry.flat_index``.
     n_voxels, n_spatial, n_semantic : int
@@ -92,6 +95,7 @@ class Manifest(_Frozen):
     dataset: str
     convention: str
     split: str
+    choice: Choice = Choice()
     voxel_hash: str
     n_voxels: PositiveInt
     n_spatial: PositiveInt
@@ -157,36 +161,3 @@ def _alike(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 def voxel_hash(flat_index: IntArray) -> str:
     """Return the SHA-256 hex digest of voxel indices as little-endian int64."""
     return hashlib.sha256(np.ascontiguousarray(flat_index, dtype="<i8").tobytes()).hexdigest()
-
-
-SPLIT = "spatial: nsdgeneral and V1v to hV4 of prf-visualrois; semantic: the rest of nsdgeneral and floc ROIs outside it, without V1v to hV4"
-
-
-def default_split(atlas: Atlas) -> tuple[BoolArray, BoolArray]:
-    """Return the spatial and the semantic voxels.
-
-    HAVIR's own ROI lists could not be read (its abstract says only that the visual cortex is split into spatial-processing and
-    semantic-processing voxels). Ours: spatial = nsdgeneral ∩ {V1, V2, V3, hV4}; semantic = nsdgeneral without them, plus what floc ROIs
-    add outside nsdgeneral, because floc ROIs were drawn generously and overlap nsdgeneral only in part (in the teaching world too).
-
-    Returns
-    -------
-    spatial, semantic : bool (n_voxels,)
-        Disjoint.
-
-    Raises
-    ------
-    WeightsInvalid
-        The atlas leaves one of the two groups empty.
-    """
-    files = tuple(dict.fromkeys(roi.file for roi in atlas.rois))
-    nobody = np.zeros(len(atlas.right), dtype=np.bool_)
-    visual = atlas.voxels(SPATIAL_FILE) if SPATIAL_FILE in files else nobody
-    whole = atlas.voxels(_WHOLE) if _WHOLE in files else ~nobody
-    floc = np.logical_or.reduce([nobody, *(atlas.voxels(f) for f in files if f.startswith("floc-"))])
-    spatial, semantic = whole & visual, (whole | floc) & ~visual
-    for name, voxels in (("spatial", spatial), ("semantic", semantic)):
-        if not voxels.any():
-            msg = f"the split needs {name} voxels ({SPLIT}) but the atlas has none; its files are {', '.join(files) or 'none'}"
-            raise WeightsInvalid(msg)
-    return spatial, semantic

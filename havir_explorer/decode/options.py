@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
+from havir_explorer.decode.split import Choice
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Options:
         Steps between looks at the held-out images and between checkpoints.
     caption_target : str
         How the text targets were made; recorded.
+    choice : Choice
+        Which voxels each branch reads.
+    mixco : float
+        Share of the steps, from the first on, that mix brain responses for the contrast of the Semantic Extractor
+        (:mod:`~havir_explorer.decode.mixco`); 0 never, MindEye 1/3.
     """
 
     structural: StructuralSizes = field(default_factory=StructuralSizes)
@@ -50,3 +56,5 @@ class Options:
     check_every: int = 100
     save_every: int = 250
     caption_target: str = "mean"
+    choice: Choice = field(default_factory=Choice)
+    mixco: float = 0.0

@@ -6,14 +6,16 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from havir_explorer.decode import losses
+from havir_explorer.decode import losses, mixco
 from havir_explorer.decode.havir import Havir, whole
+from havir_explorer.decode.mixco import Mixing
 from havir_explorer.decode.options import Options
 from havir_explorer.decode.samples import Samples
 from havir_explorer.errors import WeightsInvalid
@@ -85,7 +87,7 @@ class Run:
     ) -> None:
         self.havir, self.branches, self.pairs, self.options, self.steps = havir, branches, pairs, options, steps
         self.draws, self.noise = generators
-        shape = {"structural": options.structural.model_dump(), "semantic": options.semantic.model_dump()}
+        shape = {"structural": options.structural.model_dump(), "semantic": options.semantic.model_dump(), "choice": options.choice.model_dump()}
         self.identity = json.dumps([identity, steps, asdict(options) | shape])
         self.done = 0
 
@@ -111,7 +113,9 @@ class Run:
         pictures = pairs.train[torch.randint(len(pairs.train), (self.options.batch,), generator=self.draws)]
         weights = pairs.samples.random_weights(pictures, self.draws)
         now = []
-        for branch, loss in zip(self.branches, (self._structural, self._semantic), strict=True):
+        mixing = mixco.draw(len(pictures), self.draws) if self.done < self.options.mixco * self.steps else None
+        of_branch: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (self._structural, partial(self._semantic, mixing=mixing))
+        for branch, loss in zip(self.branches, of_branch, strict=True):
             voxels = pairs.samples.mix(weights, pictures, branch.columns).to(device)
             now.append(branch.step(loss(voxels, pictures), self.done / self.steps))
         self.done += 1
@@ -121,13 +125,12 @@ class Run:
         predicted = self.havir.structural_generator(voxels)
         return losses.structural_loss(predicted, self.pairs.latents[pictures.to(predicted.device)], self.options.edges)
 
-    def _semantic(self, voxels: Tensor, pictures: Tensor) -> Tensor:
+    def _semantic(self, voxels: Tensor, pictures: Tensor, mixing: Mixing | None = None) -> Tensor:
         options, rows = self.options, pictures.to(voxels.device)
-        image, text = self.havir.semantic_extractor(voxels)
+        image, text = self.havir.semantic_extractor(voxels if mixing is None else mixing.mix(voxels))
         heads = ((image, self.pairs.image[rows]), (text, self.pairs.text[rows]))
-        return sum(
-            (losses.token_loss(p, t, temperature=options.temperature, mse=options.mse, contrast=options.contrast) for p, t in heads), voxels.new_zeros(())
-        )
+        of_head = partial(losses.token_loss, temperature=options.temperature, mse=options.mse, contrast=options.contrast, mixing=mixing)
+        return sum((of_head(predicted, target) for predicted, target in heads), voxels.new_zeros(()))
 
     @torch.no_grad()
     def held_out_losses(self) -> tuple[float, float]:

@@ -17,9 +17,9 @@ from havir_explorer.decode.manifest import Manifest, Record
 from havir_explorer.decode.options import Options
 from havir_explorer.decode.run import CHECKPOINT, BranchRun, Pairs, Progress, Run
 from havir_explorer.decode.samples import collect, hold_out
+from havir_explorer.decode.split import Split, choose
 from havir_explorer.decode.targets import Targets
 from havir_explorer.errors import RequestError
-from havir_explorer.records import BoolArray
 
 STEPS = 1500
 
@@ -79,9 +79,10 @@ def fit(
     began = time.monotonic()
     draws = torch.Generator().manual_seed(seed)
     noise = torch.Generator(device).manual_seed(seed)
-    spatial, semantic = manifest.default_split(dataset.atlas(subject))
+    split = choose(dataset.atlas(subject), options.choice)
+    spatial, semantic = split.spatial, split.semantic
     pairs = _pairs(dataset, subject, targets, options, draws, device)
-    blank = _manifest(dataset, subject, targets, pairs, options, (spatial, semantic))
+    blank = _manifest(dataset, subject, targets, pairs, options, split)
     havir = Havir.fresh(blank, spatial, semantic, draws).to(device)
     _start_at_mean(havir, pairs)
     use_generator(havir, noise)
@@ -102,17 +103,18 @@ def _pairs(dataset: Dataset, subject: str, targets: Targets, options: Options, d
     return Pairs(samples, latents, image, text, torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held)))
 
 
-def _manifest(dataset: Dataset, subject: str, targets: Targets, pairs: Pairs, options: Options, split: tuple[BoolArray, BoolArray]) -> Manifest:
+def _manifest(dataset: Dataset, subject: str, targets: Targets, pairs: Pairs, options: Options, split: Split) -> Manifest:
     tokens = [(int(t.shape[1]), int(t.shape[2])) for t in (targets.image_embeds, targets.text_embeds)]
     return Manifest(
         subject=subject,
         dataset=dataset.name,
         convention=dataset.convention,
-        split=manifest.SPLIT,
+        split=split.words,
+        choice=split.choice,
         voxel_hash=manifest.voxel_hash(dataset.geometry(subject).flat_index),
-        n_voxels=len(split[0]),
-        n_spatial=int(split[0].sum()),
-        n_semantic=int(split[1].sum()),
+        n_voxels=len(split.spatial),
+        n_spatial=int(split.spatial.sum()),
+        n_semantic=int(split.semantic.sum()),
         latent_shape=(int(targets.latents.shape[1]), int(targets.latents.shape[2]), int(targets.latents.shape[3])),
         image_shape=tokens[0],
         text_shape=tokens[1],
