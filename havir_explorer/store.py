@@ -293,15 +293,16 @@ def _sources(request: Request) -> tuple[Path, ...]:
     from havir_explorer.data import betas
     from havir_explorer.diffuse import source
 
-    root, decoder = data.demo_folder(), shipped_weights() / "havir" / request.subject
+    measured: tuple[Path, ...] = (betas.folder(data.demo_folder(), request.subject),)
+    decoder = shipped_weights() / "havir" / request.subject
     try:
         generator = source.locate(request.generator).root
         if request.dataset != data.DEMO:  # the teaching world is not opened: that would build it
             dataset = data.open_dataset(request.dataset)
-            root, decoder = dataset.root, pipeline.decoder_folder(dataset, request.subject)
+            measured, decoder = dataset.sources(request.subject), pipeline.decoder_folder(dataset, request.subject)
     except HavirError:  # whoever reads the weights or the data says it better, and a remembered result does not survive it
         return ()
-    return generator, Path(request.decoder) if request.decoder else decoder, betas.folder(root, request.subject)
+    return generator, Path(request.decoder) if request.decoder else decoder, *measured
 
 
 def _named(path: Path | str, ending: str, why: str) -> Path:

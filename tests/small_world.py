@@ -44,6 +44,9 @@ class SmallWorld:
     def subjects(self) -> tuple[str, ...]:
         return ("subj01", "subj02")
 
+    def sources(self, subject):
+        return (self.root,)
+
     def trials(self, subject: str) -> pd.DataFrame:
         return self._trials
 

@@ -62,6 +62,10 @@ def some(dataset, who) -> np.ndarray:
     return index[[5, 0, len(index) - 1, 5, len(index) // 2]]
 
 
+def test_its_responses_come_from_folders_that_are_there(dataset, who):
+    assert any(folder.is_dir() and any(folder.iterdir()) for folder in dataset.sources(who))
+
+
 def test_it_offers_the_whole_protocol(dataset):
     promised = {name for name in vars(Dataset) if not name.startswith("_")}
     assert promised <= set(dir(dataset))

@@ -183,3 +183,10 @@ def test_noise_ceilings_follow_nsds_formula(repeats: list[int], term: float) -> 
 def test_a_noise_ceiling_needs_trials(repeats: list[int]) -> None:
     with pytest.raises(RequestError, match="averaged over 1 trial or more"):
         noise_ceiling(np.ones(2, np.float32), np.array(repeats, np.int64))
+
+
+def test_results_are_remembered_for_the_preparation_they_were_read_from(damaged, tmp_path):
+    b2, b3 = (damaged.nsd(tmp_path, name).sources("subj01") for name in ("b2", "b3"))
+    assert b2[0].name == "betas_fithrf"
+    assert b3[0].name == "betas_fithrf_GLMdenoise_RR"
+    assert b2[1] != b3[1]

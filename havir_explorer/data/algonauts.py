@@ -83,6 +83,10 @@ class Algonauts:
         """Return the subjects with a training split, in order."""
         return tuple(sorted(p.parent.name for p in self._root.glob("subj0[1-8]/training_split")))
 
+    def sources(self, subject: str) -> tuple[Path, ...]:
+        """Return the subject's folder."""
+        return (self._root / subject,)
+
     def trials(self, subject: str) -> pd.DataFrame:
         """Return one row a training picture; columns as the protocol says.
 

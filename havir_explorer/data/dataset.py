@@ -137,6 +137,8 @@ class Dataset(Protocol):
     def __hash__(self) -> int: ...
     def subjects(self) -> tuple[str, ...]:
         """Subjects with responses, ``subj01`` and so on."""
+    def sources(self, subject: str) -> tuple[Path, ...]:
+        """Folders of the files that the subject's responses are read from: where one of these changes, so may every result."""
     def trials(self, subject: str) -> pd.DataFrame:
         """Return one row a trial, indexed by the 0-based trial of the experiment.
 

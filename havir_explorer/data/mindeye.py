@@ -87,6 +87,10 @@ class MindEye:
         """Return the subjects whose responses are here, in order."""
         return tuple(sorted(match[1] for p in self._root.glob("betas_all_*.hdf5") if (match := _BETAS.fullmatch(p.name))))
 
+    def sources(self, subject: str) -> tuple[Path, ...]:  # noqa: ARG002 - the release keeps all subjects' files in one folder
+        """Return the release's folder."""
+        return (self._root,)
+
     def trials(self, subject: str) -> pd.DataFrame:
         """Return one row a trial; columns as the protocol says, coco_id -1: the release does not hold it.
 

@@ -104,6 +104,11 @@ class NSD:
         """Return the subjects that have betas of the convention's preparation, in order."""
         return self._with_betas(self._convention.preparation)
 
+    def sources(self, subject: str) -> tuple[Path, ...]:
+        """Return the folders of the convention's betas, of its prepared store and of the ROI volumes."""
+        preparation = self._convention.preparation
+        return betas.folder(self._root, subject, preparation), prepared.folder(self._root, subject, preparation), regions.folder(self._root, subject)
+
     def _with_betas(self, preparation: str) -> tuple[str, ...]:
         known = [f"subj{i + 1:02d}" for i in range(len(self._design.images))]
         stored = {s for s in known if (prepared.folder(self._root, s, preparation) / prepared.RECORD).is_file()}

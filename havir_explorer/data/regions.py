@@ -42,19 +42,24 @@ def read_atlas(root: Path, subject: str) -> tuple[Geometry, Atlas]:
     DataInvalid
         A volume is unreadable or of another grid, a ctab is malformed, or no voxel is labelled.
     """
-    folder = root / "nsddata" / "ppdata" / subject / "func1pt8mm" / "roi"
-    general = files.require(folder / f"{GENERAL}.nii.gz", f"ROI file nsdgeneral of {subject}", "download the subject's func1pt8mm/roi folder")
+    place = folder(root, subject)
+    general = files.require(place / f"{GENERAL}.nii.gz", f"ROI file nsdgeneral of {subject}", "download the subject's func1pt8mm/roi folder")
     first, affine = files.volume(general, "ROI file")
     grid = (first.shape[0], first.shape[1], first.shape[2])
-    volumes = {name: _codes(folder / f"{name}.nii.gz", grid) for name in _names(folder)}
+    volumes = {name: _codes(place / f"{name}.nii.gz", grid) for name in _names(place)}
     flat = np.flatnonzero(np.logical_or.reduce([codes > 0 for name, codes in volumes.items() if name not in PARCELLATIONS]))
     if not len(flat):
-        msg = f"no voxel of {subject} is labelled: every ROI file in {folder} is empty; download the folder again"
+        msg = f"no voxel of {subject} is labelled: every ROI file in {place} is empty; download the folder again"
         raise DataInvalid(msg)
     geometry, at = Geometry(flat, grid, affine), np.unravel_index(flat, grid)
     rois, absent = _rois(root, subject, {name: codes[at] for name, codes in volumes.items()})
-    left, right = (np.logical_or.reduce([_codes(folder / f"{side}.{name}.nii.gz", grid)[at] > 0 for name in volumes]) for side in ("lh", "rh"))
+    left, right = (np.logical_or.reduce([_codes(place / f"{side}.{name}.nii.gz", grid)[at] > 0 for name in volumes]) for side in ("lh", "rh"))
     return geometry, Atlas(rois, _right(left, right, geometry, subject), absent)
+
+
+def folder(root: Path, subject: str) -> Path:
+    """Return the folder of a subject's ROI volumes."""
+    return root / "nsddata" / "ppdata" / subject / "func1pt8mm" / "roi"
 
 
 def restricted(geometry: Geometry, atlas: Atlas, kept: BoolArray) -> tuple[Geometry, Atlas]:
