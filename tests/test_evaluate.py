@@ -14,6 +14,7 @@ from small_world import REPEATS, SIDE, TEST, TRAIN, SmallWorld
 
 from havir_explorer import evaluate as scoring
 from havir_explorer import measure
+from havir_explorer.decode.manifest import Manifest
 from havir_explorer.diffuse.sampler import Drawn
 from havir_explorer.errors import Cancelled, RequestError
 from havir_explorer.evaluate import drawing, run
@@ -28,6 +29,7 @@ class Reader:
     def __init__(self, responses: FloatArray, stimuli: UInt8Array) -> None:
         self.responses, self.stimuli = responses, stimuli
         self.batches: list[int] = []
+        self.manifest = Manifest.model_construct(subject="subj01", train_nsd_ids=tuple(range(TRAIN)))
 
     def decode(self, responses: FloatArray) -> Decoded:
         self.batches.append(len(responses))
@@ -201,3 +203,11 @@ def test_bootstrap_of_a_normal_sample_is_near_the_analytic_interval() -> None:
 def test_an_unknown_condition_is_refused() -> None:
     with pytest.raises(RequestError, match="no condition is called 'fulll'; nearest: full"):
         scoring.evaluate("demo", "subj01", conditions=("fulll",))
+
+
+def test_test_images_that_the_decoder_has_seen_are_refused(reader: Reader) -> None:
+    reader.manifest = Manifest.model_construct(subject="subj01", train_nsd_ids=(1, *range(TRAIN + 2, TRAIN + 7)))
+    with pytest.raises(RequestError, match=rf"has seen 5 of the {TEST} test pictures in training \({TRAIN + 2}, {TRAIN + 3}, {TRAIN + 4} and so on\)"):
+        scoring.evaluate(seed=BASE.seed, settings=BASE)
+    assert reader.batches == []  # before anything is drawn
+    assert len(scoring.evaluate(limit=2, seed=BASE.seed, settings=BASE).rows)  # the two it has not seen

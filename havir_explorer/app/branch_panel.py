@@ -23,6 +23,7 @@ TOP = 8
 FEWEST = 5
 """Voxels that a branch must read of an ROI for its mean to be worth a line."""
 _READS = {"structural": "spatial-processing", "semantic": "semantic-processing"}
+_SHARED = "spatial- and semantic-processing"
 
 
 class BranchPanel:
@@ -75,10 +76,10 @@ class BranchPanel:
         self._cortex, self._subject = cortex, subject
         self._plot.children = [cortex.widget]
 
-    def paint(self, branch: Branch, fed: Fed) -> None:
-        """Paint a branch's map and write its table."""
+    def paint(self, branch: Branch, fed: Fed, *, shared: bool = False) -> None:
+        """Paint a branch's map and write its table; ``shared`` where both branches read the same voxels."""
         if self._cortex is not None:
-            title = f"{BRANCH_NAMES[branch]} reads {_READS[branch]} voxels"
+            title = f"{BRANCH_NAMES[branch]} reads {_SHARED if shared else _READS[branch]} voxels"
             self._cortex.show(fed.vertices, title, "weight percentile", 0.0, 1.0, without="not read")
         self._table.value = _table(fed.table, branch)
 

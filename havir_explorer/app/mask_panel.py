@@ -26,6 +26,9 @@ _FILES = {
 _SIDES = (("both", ""), ("left", "lh."), ("right", "rh."))
 
 
+Split = tuple[BoolArray, BoolArray]
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the panel.
@@ -45,14 +48,18 @@ class Row:
     kind: str = "plain"
 
 
-def rows(atlas: Atlas, spatial: BoolArray) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """Return the lines of the spatial and of the semantic group for a subject's ROIs; a stream goes where most of its voxels are read."""
+def rows(atlas: Atlas, split: Split) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Return the lines of the spatial and of the semantic group for a subject's ROIs.
+
+    A stream goes where most of its voxels are read, or, where both branches read the same voxels, where most of them lie.
+    """
     files: dict[str, list[str]] = {}
     for roi in atlas.rois:
         files.setdefault(roi.file, []).append(roi.name)
     early = [n for n in files.get(SPATIAL_FILE, []) if n[-1:] != "d" or f"{n[:-1]}v" not in files[SPATIAL_FILE]]
     unions = [n[:-1] if n[-1:] == "v" and f"{n[:-1]}d" in files[SPATIAL_FILE] else n for n in early]
     groups: tuple[list[Row], list[Row]] = ([Row(n, n) for n in unions], [])
+    spatial = atlas.voxels(SPATIAL_FILE) if early and shared(split) else split[0]
     for file, whole in _FILES.items():
         names = files.get(file, [])
         if names and whole:
@@ -60,6 +67,11 @@ def rows(atlas: Atlas, spatial: BoolArray) -> tuple[tuple[Row, ...], tuple[Row, 
         for name in () if whole else names:
             groups[0 if spatial[atlas.voxels(name)].mean() > 0.5 else 1].append(Row(name, f"{name} stream"))
     return tuple(groups[0]), tuple(groups[1])
+
+
+def shared(split: Split) -> bool:
+    """Return True for a decoder both of whose branches read some of the same voxels: the control that tells no branch's voxels apart."""
+    return bool((split[0] & split[1]).any())
 
 
 class MaskPanel:
@@ -70,17 +82,13 @@ class MaskPanel:
     on_mask : callable
         Called with the new :class:`~havir_explorer.records.Mask` when the user changed it.
 
-    Attributes
-    ----------
-    split : (bool (n_voxels,), bool (n_voxels,)) or None
-        Voxels that the Structural Generator and the Semantic Extractor read; :meth:`reach` goes by them.
     """
 
     def __init__(self, on_mask: Callable[[Mask], None]) -> None:
         self._on_mask = on_mask
         self._mask = Mask()
         self._atlas: Atlas | None = None
-        self.split: tuple[BoolArray, BoolArray] | None = None
+        self._split: Split | None = None
         self._quiet = False
         self.toggles: dict[str, widgets.ToggleButtons] = {}
         style = {"description_width": "84px"}
@@ -92,6 +100,7 @@ class MaskPanel:
         self.fill_trial = widgets.BoundedIntText(description="From trial", min=0, max=10**6, layout=widgets.Layout(width="100%", display="none"), style=style)
         self.clear = widgets.Button(description="Clear mask", layout=widgets.Layout(width="104px"))
         self._list, self._about = widgets.VBox(), widgets.HTML()
+        self._headings = (widgets.HTML(), widgets.HTML())
         self._list.add_class("havir-rois")
         self.side.observe(lambda _: self._paint(), names="value")
         self.fill.observe(self._chose_fill, names="value")
@@ -101,18 +110,24 @@ class MaskPanel:
         self.widget = widgets.VBox([head, self.side, self._list, self.fill, self.fill_trial, self._about])
         self.widget.add_class("havir-section")
 
-    def populate(self, atlas: Atlas, split: tuple[BoolArray, BoolArray]) -> None:
-        """List a subject's ROIs."""
-        self._atlas, self.split = atlas, split
-        spatial, semantic = rows(atlas, split[0])
+    def populate(self, atlas: Atlas, split: Split) -> None:
+        """List a subject's ROIs; ``split`` as :meth:`read_by` takes it."""
+        self._atlas = atlas
         self.toggles = {}
         lines: list[widgets.Widget] = []
-        for title, branch, group in (("Spatial-processing", "structural", spatial), ("Semantic-processing", "semantic", semantic)):
-            heading = widgets.HTML(f"<b>{title}</b> <small>→ {BRANCH_NAMES[branch]}</small>")
+        for heading, group in zip(self._headings, rows(atlas, split), strict=True):
             heading.add_class("havir-group")
             lines += [heading, *(self._line(row, atlas) for row in group)]
         self._list.children = lines
+        self.read_by(split)
         self._paint()
+
+    def read_by(self, split: Split) -> None:
+        """Say which voxels, bool (n_voxels,) each, the Structural Generator and the Semantic Extractor read; :meth:`reach` goes by them."""
+        self._split = split
+        titles = zip(("Spatial-processing", "Semantic-processing"), BRANCH_NAMES.values(), strict=True)
+        for heading, (title, branch) in zip(self._headings, titles, strict=True):
+            heading.value = f"<b>{title}</b> <small>→ {'both branches' if shared(split) else branch}</small>"
 
     def show(self, mask: Mask) -> None:
         """Show a mask, without calling back."""
@@ -182,10 +197,10 @@ class MaskPanel:
 
     def reach(self) -> str:
         """Say which branch the mask can reach, in words."""
-        if self._atlas is None or self.split is None or self._mask.is_empty:
+        if self._atlas is None or self._split is None or self._mask.is_empty:
             return "No mask is set, so both pictures are the same request."
         try:
-            branches = masks.reach(self._mask, self._atlas, *self.split)
+            branches = masks.reach(self._mask, self._atlas, *self._split)
         except MaskError as error:
             return str(error)
         if not branches:

@@ -8,7 +8,7 @@ import ipywidgets as widgets
 
 from havir_explorer.app.branch_panel import BranchPanel
 from havir_explorer.app.keys import Keys
-from havir_explorer.app.mask_panel import MaskPanel
+from havir_explorer.app.mask_panel import MaskPanel, shared
 from havir_explorer.app.picker import Picker
 from havir_explorer.app.run_panel import RunPanel
 from havir_explorer.app.settings_panel import SettingsPanel
@@ -96,10 +96,10 @@ class Panels:
         atlas, surface = self._world.atlas(request.subject), self._world.surface(request.subject)
         fed = self._world.fed(request, branch)
         if request.subject == self._shown_subject:  # another may have been chosen while the decoder was loaded
-            self.mask.split = self._world.split(request.subject)
+            self.mask.read_by(self._world.split(request.subject))
             self.branch.say(self.mask.reach())
         self.branch.set_rois(request.subject, atlas, surface)
-        self.branch.paint(branch, fed)
+        self.branch.paint(branch, fed, shared=shared(self._world.split(request.subject)))
 
     def _title(self, badges: str) -> None:
         self._head.value = (

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.decode.split import Choice
-from havir_explorer.errors import WeightsInvalid
+from havir_explorer.errors import RequestError, WeightsInvalid
 from havir_explorer.records import IntArray
 
 SAME = 0.05
@@ -113,6 +113,23 @@ class Manifest(_Frozen):
         """Return True when this picture was used in training: its reconstruction flatters."""
         at = np.searchsorted(self.train_nsd_ids, nsd_id)
         return bool(at < len(self.train_nsd_ids) and self.train_nsd_ids[at] == nsd_id)
+
+    def check_unseen(self, nsd_ids: IntArray) -> None:
+        """Make sure that none of the pictures of an evaluation was used in training.
+
+        Raises
+        ------
+        RequestError
+            Some were: their scores would say how well the weights remember.
+        """
+        seen = np.intersect1d(nsd_ids, self.train_nsd_ids)
+        if len(seen):
+            named = ", ".join(str(nsd_id) for nsd_id in seen[:3]) + (" and so on" if len(seen) > 3 else "")
+            msg = (
+                f"the decoder of {self.subject} has seen {len(seen)} of the {len(nsd_ids)} test pictures in training ({named}), so their scores would "
+                f"flatter; evaluate it on other pictures, or train one without them: havir train --subject {self.subject}"
+            )
+            raise RequestError(msg)
 
     def check(self, dataset: Dataset, subject: str) -> None:
         """Make sure that this decoder may read this subject's responses.

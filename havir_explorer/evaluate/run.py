@@ -58,15 +58,16 @@ def evaluate(
     Raises
     ------
     RequestError
-        An unknown condition, a limit below 2, or fewer than two test images.
+        An unknown condition, a limit below 2, fewer than two test images, or one that the decoder has seen in training.
     """
     for name in conditions:
         condition(name)
     base = dataclasses.replace(settings or Settings(), seed=seed)
     request = Request(dataset=dataset, subject=subject, generator=generator, decoder=decoder, settings=base)
-    data, _, versatile = models(request)
+    data, havir, versatile = models(request)
     tower = clip or measure.Tower(measure.OWN_TOWER, versatile.image_features)
     tested = collect(data, subject, limit, versatile.side)
+    havir.manifest.check_unseen(tested.nsd_ids)
     frames = []
     for place, name in enumerate(conditions):
         pictures = draw_all(name, tested, request, progress and partial(_part, progress, place, len(conditions)))
