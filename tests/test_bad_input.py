@@ -254,7 +254,7 @@ def test_recipe_in_the_place_of_a_users_own_file(refused, cache, tmp_path, monke
     assert (tmp_path / "data.json").read_text() == '{"subjects": 8}'
 
 
-@pytest.mark.parametrize("place", ["checkpoint.pt", "model.safetensors", "manifest.json"])
+@pytest.mark.parametrize("place", ["checkpoint-structural.pt", "losses-semantic.csv", "model.safetensors", "manifest.json"])
 def test_training_that_finds_no_room_is_a_sentence(tmp_path, place):
     """A folder in the way fails as a full disk does: with an error of torch's, of safetensors' or of the system."""
     from small_world import TEST, TRAIN, SmallEncoder, SmallWorld
