@@ -165,7 +165,7 @@ def test_targets_average_captions_or_take_the_first(world: SmallWorld) -> None:
 def test_targets_without_captions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     world = SmallWorld()
     monkeypatch.setattr(world, "captions", lambda nsd_id: ())
-    with pytest.raises(DataMissing, match="picture 1 of small has no caption"):
+    with pytest.raises(DataMissing, match="picture 1 of small has no caption under small; the text target needs at least one"):
         build(world, np.array([1]), SmallEncoder())
 
 
