@@ -38,16 +38,16 @@ class SourceUnavailable(HavirError, ConnectionError):
     """A server that holds data cannot be reached, or does not let it be read."""
 
 
+class ClusterUnavailable(HavirError, ConnectionError):
+    """The workers that were to share the work cannot be reached, or are lost again and again."""
+
+
 class OutputError(HavirError, OSError):
     """A result cannot be written where it was asked for."""
 
 
 class DeviceOutOfMemory(HavirError, RuntimeError):
     """The device has no room for the work asked."""
-
-
-class TrainingDiverged(HavirError, ArithmeticError):
-    """A loss or its gradient is not finite any more."""
 
 
 class Cancelled(Exception):

@@ -109,7 +109,7 @@ class Store:
         OutputError
             The folder cannot be written; no half entry stays behind.
         """
-        _write({self.path(reconstruction.request): _pack(reconstruction)}, make_folder=True)
+        write_files({self.path(reconstruction.request): _pack(reconstruction)}, make_folder=True)
         self._forget_oldest()
 
     def _forget_oldest(self) -> None:
@@ -137,12 +137,11 @@ def write_png(reconstruction: Reconstruction, path: Path | str, *, recipe: bool 
         Not a ``.png`` name, it cannot be written there, or what is called like its JSON is not a recipe of ours.
     """
     path = _named(path, ".png", "a picture is saved as PNG")
-    text = _as_json(_recipe(reconstruction)) if recipe else None
-    files = {path: _png(reconstruction, text)}
-    if text is not None:
+    files = {path: png(reconstruction, recipe=recipe)}
+    if recipe:
         check_sidecar(path)
-        files[path.with_suffix(".json")] = text.encode()
-    _write(files)
+        files[path.with_suffix(".json")] = _as_json(_recipe(reconstruction)).encode()
+    write_files(files)
 
 
 def check_sidecar(path: Path) -> None:
@@ -172,7 +171,7 @@ def write_recipe(request: Request, path: Path | str) -> None:
         Not a ``.json`` name, or it cannot be written there.
     """
     path = _named(path, ".json", "a recipe is saved as JSON")
-    _write({path: _as_json(Recipe(request=request)).encode()})
+    write_files({path: _as_json(Recipe(request=request)).encode()})
 
 
 def read_recipe(path: Path | str) -> Request:
@@ -243,10 +242,11 @@ def _as_json(recipe: Recipe) -> str:
     return json.dumps(values, indent=1, ensure_ascii=False, default=np.generic.item)  # NumPy's own numbers as Python's
 
 
-def _png(reconstruction: Reconstruction, recipe: str | None) -> bytes:
+def png(reconstruction: Reconstruction, *, recipe: bool = True) -> bytes:
+    """Return the picture as PNG, with its recipe inside or bare."""
     info = PngImagePlugin.PngInfo()
-    if recipe is not None:
-        info.add_itxt(KEYWORD, recipe)
+    if recipe:
+        info.add_itxt(KEYWORD, _as_json(_recipe(reconstruction)))
     buffer = io.BytesIO()
     Image.fromarray(reconstruction.picture).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
@@ -285,10 +285,11 @@ def _stamp(request: Request) -> str:
         place = f"{device.device().type} {device.dtype()}"
     except HavirError:  # the run that follows says it
         place = ""
-    return f"{stamp(*_sources(request))} {place}"
+    return f"{stamp(*sources(request))} {place}"
 
 
-def _sources(request: Request) -> tuple[Path, ...]:
+def sources(request: Request) -> tuple[Path, ...]:
+    """Return the folders of a request's generator, decoder and responses; none when one of them is not there."""
     from havir_explorer import data, pipeline  # as above
     from havir_explorer.data import betas
     from havir_explorer.diffuse import source
@@ -313,8 +314,8 @@ def _named(path: Path | str, ending: str, why: str) -> Path:
     return path
 
 
-def _write(files: Mapping[Path, bytes], *, make_folder: bool = False) -> None:
-    """Write all files or none: each under a temporary name in its own folder first, then renamed."""
+def write_files(files: Mapping[Path, bytes], *, make_folder: bool = False) -> None:
+    """Write all files or none: each under a temporary name in its own folder first, then renamed; OutputError says why not."""
     waiting = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part") for path in files}
     path = next(iter(files))
     try:

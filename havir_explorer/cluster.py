@@ -1,0 +1,295 @@
+"""Who can do the work: worker processes beside this one, the workers of a Dask scheduler, or SLURM jobs; how they are started and reached."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from havir_explorer import __version__
+from havir_explorer.errors import ClusterUnavailable, RequestError
+
+if TYPE_CHECKING:
+    from dask_jobqueue import SLURMCluster
+    from distributed import Client, Security, SpecCluster
+
+ANSWER = 10
+"""Seconds in which a scheduler must answer."""
+LOSSES = 3
+"""Workers that one task may cost; with the next it is given up."""
+_MEMORY = 0.9
+"""Part of the machine's memory that local workers may use together."""
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_QUIET = {"distributed.worker.memory.target": False, "distributed.worker.memory.spill": False, "distributed.worker.memory.pause": False}
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Files in PEM form that prove to scheduler and workers who we are, and to us who they are.
+
+    Parameters
+    ----------
+    authority, certificate, key : Path
+    """
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What to ask of SLURM for each job; a job is one worker.
+
+    Parameters
+    ----------
+    jobs : int
+    partition, account : str
+        The cluster's own when empty.
+    walltime : str
+        ``HH:MM:SS`` or ``D-HH:MM:SS``.
+    memory : str
+        Such as ``24GB``.
+    cores, gpus : int
+        A worker draws on one GPU; more than one a job stay idle.
+    extra : tuple of str
+        More directives, such as ``--qos=long``.
+    """
+
+    jobs: int = 2
+    partition: str = ""
+    account: str = ""
+    walltime: str = "02:00:00"
+    memory: str = "24GB"
+    cores: int = 4
+    gpus: int = 0
+    extra: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("jobs", 1), ("cores", 1), ("gpus", 0)):
+            if getattr(self, name) < least:
+                msg = f"a SLURM run needs {least} {name} or more; got {getattr(self, name)}"
+                raise RequestError(msg)
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where tasks are done; in this process unless one of the others is given.
+
+    Parameters
+    ----------
+    workers : int
+        Worker processes to start on this machine; one a GPU where it has any.
+    scheduler : str
+        Address of a running Dask scheduler, ``tcp://host:8786`` or ``tls://host:8786``.
+    slurm : Slurm, optional
+    certificates : Certificates, optional
+        Encrypts everything between this process, scheduler and workers.
+
+    Raises
+    ------
+    RequestError
+        Two places at once, or a negative number of workers.
+    """
+
+    workers: int = 0
+    scheduler: str = ""
+    slurm: Slurm | None = None
+    certificates: Certificates | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            msg = f"--workers must be 0 (this process) or more; got {self.workers}"
+            raise RequestError(msg)
+        if bool(self.workers) + bool(self.scheduler) + bool(self.slurm) > 1:
+            msg = "--workers, --scheduler and --slurm are three places to work; choose one of them"
+            raise RequestError(msg)
+        if self.certificates and self.here:
+            msg = "certificates protect what goes between processes; give them with --workers, --scheduler or --slurm"
+            raise RequestError(msg)
+
+    @property
+    def here(self) -> bool:
+        """True when this process does the work itself."""
+        return not (self.workers or self.scheduler or self.slurm)
+
+    @property
+    def hands(self) -> int:
+        """Workers that are known to come, 1 at least."""
+        return self.workers or (self.slurm.jobs if self.slurm else 1)
+
+    def __str__(self) -> str:
+        if self.slurm:
+            return f"{self.slurm.jobs} SLURM job{'s' * (self.slurm.jobs > 1)}"
+        if self.scheduler:
+            return f"the workers of {self.scheduler}"
+        return f"{self.workers} worker process{'es' * (self.workers > 1)}" if self.workers else "this process"
+
+
+@contextmanager
+def connected(where: Where) -> Iterator[Client]:
+    """Connect to the workers of a place, having started them where that is ours to do; both end here.
+
+    Raises
+    ------
+    ClusterUnavailable
+        No Dask here, no answer from the scheduler, no worker, or other software on the workers.
+    RequestError
+        The certificates cannot be used, or there are more local workers than GPUs.
+    """
+    try:
+        import dask
+        from dask.system import CPU_COUNT
+        from distributed import Client
+    except ModuleNotFoundError as absent:
+        msg = "working in several processes needs Dask, which is not installed; install it with: pip install 'havir_explorer[cluster]'"
+        raise ClusterUnavailable(msg) from absent
+    protection = security(where.certificates) if where.certificates else None
+    threads = {f"distributed.nanny.pre-spawn-environ.{name}": max(1, CPU_COUNT // where.hands) for name in _THREADS}
+    with _own_environment(), dask.config.set({**_QUIET, **threads, "distributed.scheduler.allowed-failures": LOSSES}):
+        if where.scheduler:
+            with _reached(where.scheduler, protection) as client:
+                yield client
+            return
+        with slurm_cluster(where.slurm, protection) if where.slurm else _local(where.workers, protection) as cluster:
+            if where.slurm:
+                cluster.adapt(minimum_jobs=where.slurm.jobs, maximum_jobs=where.slurm.jobs)  # a job that ends is replaced
+            with Client(cluster, security=protection, set_as_default=False) as client:
+                yield client
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Take back what starting workers leaves in this process's environment."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _reached(address: str, protection: Security | None) -> Iterator[Client]:
+    """Connect to a scheduler that others started, once its workers are known to run what we run."""
+    from distributed import Client
+
+    try:
+        client = Client(address, security=protection, timeout=ANSWER, set_as_default=False)
+    except (OSError, ValueError, TypeError, RuntimeError) as fault:
+        msg = f"no Dask scheduler answers at {address} ({_first_line(fault)}); check the address, and the certificates if it asks for them"
+        raise ClusterUnavailable(msg) from fault
+    with client:
+        _same_software(client, address)
+        yield client
+
+
+def _same_software(client: Client, address: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=ANSWER)
+    except TimeoutError as nobody:
+        msg = f"the scheduler at {address} has no worker; start some with: dask worker {address} --nthreads 1"
+        raise ClusterUnavailable(msg) from nobody
+    try:
+        found = set(client.run(version).values())
+    except Exception as fault:
+        msg = f"the workers of {address} cannot load havir_explorer ({_first_line(fault)}); install havir_explorer {__version__} where they run"
+        raise ClusterUnavailable(msg) from fault
+    if found != {__version__}:
+        msg = f"the workers of {address} run havir_explorer {', '.join(sorted(found))}, this is {__version__}; install the same one there"
+        raise ClusterUnavailable(msg)
+
+
+def version() -> str:
+    """Return the version of havir_explorer that runs here."""
+    return __version__
+
+
+def _first_line(fault: BaseException) -> str:
+    return (str(fault) or type(fault).__name__).splitlines()[0]
+
+
+def _local(workers: int, protection: Security | None) -> SpecCluster:
+    """Start worker processes on this machine, each with its share of cores and memory, and a GPU of its own where there are any."""
+    from distributed import Nanny, Scheduler, SpecCluster
+    from distributed.system import MEMORY_LIMIT
+
+    devices = _gpus()
+    if devices and workers > len(devices):
+        msg = f"this machine has {len(devices)} GPU{'s' * (len(devices) > 1)} and each worker takes one; ask for that many workers, or set HAVIR_DEVICE=cpu"
+        raise RequestError(msg)
+    network = {"host": "127.0.0.1", "protocol": "tls://" if protection else "tcp://", "security": protection}
+    options = {**network, "nthreads": 1, "memory_limit": int(MEMORY_LIMIT * _MEMORY / workers), "silence_logs": "CRITICAL", "dashboard": False}
+    cards = [{"CUDA_VISIBLE_DEVICES": card, "HAVIR_DEVICE": "cuda"} for card in devices] or [{}] * workers
+    crew = {place: {"cls": Nanny, "options": {**options, "env": cards[place]}} for place in range(workers)}
+    scheduler = {"cls": Scheduler, "options": {**network, "dashboard": False, "dashboard_address": "127.0.0.1:0"}}
+    return SpecCluster(crew, scheduler, security=protection, silence_logs="CRITICAL")
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, by the names CUDA knows them by; none when the CPU was chosen."""
+    import torch
+
+    from havir_explorer.diffuse import device
+
+    if device.device().type != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def slurm_cluster(asked: Slurm, protection: Security | None = None) -> SLURMCluster:
+    """Return a cluster whose workers are SLURM jobs; none is submitted yet.
+
+    Each job runs one worker with one task at a time; its threads are the job's cores.
+    """
+    from dask_jobqueue import SLURMCluster
+
+    return SLURMCluster(
+        cores=1,
+        processes=1,
+        job_cpu=asked.cores,
+        memory=asked.memory,
+        queue=asked.partition or None,
+        account=asked.account or None,
+        walltime=asked.walltime,
+        job_name="havir",
+        job_extra_directives=[*([f"--gres=gpu:{asked.gpus}"] * bool(asked.gpus)), *asked.extra],
+        job_script_prologue=[
+            *(f"export {name}={asked.cores}" for name in _THREADS),
+            *(f"export DASK_{name.upper().replace('.', '__')}=False" for name in _QUIET),
+        ],
+        security=protection,
+        scheduler_options={"dashboard": False},
+    )
+
+
+def security(files: Certificates) -> Security:
+    """Return what Dask encrypts with.
+
+    Raises
+    ------
+    RequestError
+        A file is absent, or the three do not fit together.
+    """
+    from distributed import Security
+
+    for role in ("authority", "certificate", "key"):
+        if not (path := getattr(files, role)).is_file():
+            msg = f"the {role} for TLS is not there: no file {path}; give the PEM files with --tls-ca, --tls-cert and --tls-key"
+            raise RequestError(msg)
+    ours = {f"tls_{role}_{kind}": str(path) for role in ("client", "scheduler", "worker") for kind, path in (("cert", files.certificate), ("key", files.key))}
+    made = Security(require_encryption=True, tls_ca_file=str(files.authority), **ours)
+    try:
+        for role in ("client", "scheduler", "worker"):
+            made.get_connection_args(role)
+    except (ssl.SSLError, OSError, ValueError) as fault:
+        three = f"{files.authority}, {files.certificate} and {files.key}"
+        msg = f"the certificates cannot be used ({_first_line(fault)}): {three} must be PEM files that fit together"
+        raise RequestError(msg) from fault
+    return made
