@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from havir_explorer import __version__, cli_diffuse, cli_explore, cli_export, cli_fetch, cli_prepare, cli_sweep, cli_weights
+from havir_explorer import __version__, cli_diffuse, cli_explore, cli_export, cli_fetch, cli_prepare, cli_sweep, cli_targets, cli_weights
 from havir_explorer.cli_options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
 from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, quiet, table, write
 from havir_explorer.errors import RequestError, nearest
@@ -282,6 +282,7 @@ def doctor(*, as_json: JsonOption = False) -> None:
 app.command()(cli_explore.explore)
 app.command()(cli_prepare.prepare)
 app.command()(cli_sweep.sweep)
+app.command()(cli_targets.targets)
 app.add_typer(cli_fetch.app, name="fetch")
 app.add_typer(cli_export.app, name="export")
 

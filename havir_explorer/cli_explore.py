@@ -56,7 +56,7 @@ def start(dataset: str, subject: str, generator: str, decoder: str) -> Request:
         The data set cannot be read, has no such subject, or there is no decoder for it.
     """
     from havir_explorer.data import open_dataset
-    from havir_explorer.decode.havir import read_manifest
+    from havir_explorer.decode.files import read_manifest
     from havir_explorer.pipeline import decoder_folder
 
     source = dataset if dataset == _D.dataset else str(Path(dataset).absolute())

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from havir_explorer import paths
-from havir_explorer.cli_show import progress_bar
+from havir_explorer import encoding, paths
+from havir_explorer.cli_show import console, progress_bar
 from havir_explorer.data import open_dataset
-from havir_explorer.decode import targets
 from havir_explorer.decode.manifest import Record
 from havir_explorer.decode.options import Options
 from havir_explorer.decode.targets import CaptionTarget
 from havir_explorer.decode.train import STEPS, fit
-from havir_explorer.diffuse import weights
-from havir_explorer.diffuse.fingerprint import fingerprint
 from havir_explorer.errors import OutputError, RequestError, nearest
 
 
@@ -73,8 +70,7 @@ def train(
 ) -> Trained:
     """Train one subject's decoder on every image that is not shared, and say what came of it.
 
-    The text target is the mean over an image's captions, as in Brain-Diffuser, unless ``captions`` says otherwise; in the teaching world it is
-    the first caption, because the small generator was trained on single ones.
+    Its targets come from the data set's store under the cache folder, to which those that it lacks are added (:mod:`havir_explorer.encoding`).
 
     Raises
     ------
@@ -89,13 +85,15 @@ def train(
         raise RequestError(msg)
     folder = _folder(out or paths.cache_folder() / "havir" / tree.name / subject)
     started = time.perf_counter()
-    encoder = weights.load(generator)
     trials = tree.trials(subject)
     seen = np.unique(trials.loc[~trials["shared"], "nsd_id"].to_numpy(dtype=np.int64))
-    text: CaptionTarget = captions or ("first" if tree.synthetic else "mean")
+    with progress_bar("looking at targets") as show:
+        work = encoding.prepare(tree, seen, generator, captions=captions, progress=show)
+    if work.plan.todo:
+        console(to_stderr=True).print(str(work))
     with progress_bar("encoding stimuli") as show:
-        wanted = replace(targets.build(tree, seen, encoder, captions=text, progress=show), generator=fingerprint(encoder))
-    options = Options(caption_target=text)
+        store = encoding.make(work, progress=show)
+    wanted, options = store.read(seen), Options(caption_target=store.caption_target)
     with progress_bar("training") as show:
         model = fit(tree, subject, wanted, folder, steps=STEPS if steps is None else steps, seed=seed, progress=show, resume=resume, options=options)
     return Trained(folder, subject, len(seen), round(time.perf_counter() - started, 1), model.manifest.record)

@@ -50,6 +50,10 @@ class DeviceOutOfMemory(HavirError, RuntimeError):
     """The device has no room for the work asked."""
 
 
+class TrainingDiverged(HavirError, ArithmeticError):
+    """A loss or its gradient is not finite any more."""
+
+
 class Cancelled(Exception):
     """The user asked to stop; nothing half-done is kept."""
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from havir_explorer import encoding
 from havir_explorer.cli import command
 from havir_explorer.decode import targets
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
@@ -254,7 +255,7 @@ def test_recipe_in_the_place_of_a_users_own_file(refused, cache, tmp_path, monke
     assert (tmp_path / "data.json").read_text() == '{"subjects": 8}'
 
 
-@pytest.mark.parametrize("place", ["checkpoint.pt", "model.safetensors", "manifest.json"])
+@pytest.mark.parametrize("place", ["checkpoint-structural.pt", "losses-semantic.csv", "model.safetensors", "manifest.json"])
 def test_training_that_finds_no_room_is_a_sentence(tmp_path, place):
     """A folder in the way fails as a full disk does: with an error of torch's, of safetensors' or of the system."""
     from small_world import TEST, TRAIN, SmallEncoder, SmallWorld
@@ -271,7 +272,7 @@ def test_training_that_finds_no_room_is_a_sentence(tmp_path, place):
 
 def test_training_into_a_folder_of_someone_elses_is_refused_first(refused, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(targets, "build", lambda *_, **__: pytest.fail("it trained first"))
+    monkeypatch.setattr(encoding, "prepare", lambda *_, **__: pytest.fail("it trained first"))
     sentence = refused("train", "--out", tmp_path / "theirs")
     assert str(tmp_path / "theirs") in sentence
     assert "--out" in sentence

@@ -16,7 +16,7 @@ import pytest
 from small_nsd import BETAS, N_TRIALS, Tree, nifti_tree, save_roi
 
 from havir_explorer.cli import command
-from havir_explorer.data import betas, open_dataset, prepared, preparing
+from havir_explorer.data import betas, open_dataset, prepared, preparing, storing
 from havir_explorer.data.conventions import CONVENTIONS, PREPARATIONS
 from havir_explorer.data.prepared import Dtype, Record
 from havir_explorer.errors import DataInvalid, OutputError, RequestError
@@ -204,7 +204,7 @@ def test_originals_are_deleted_after_comparison_only(damaged: Tree) -> None:
     other = np.load(file)
     other[3, 3] += 1
     np.save(file, other)
-    lying = record.sessions[2].model_copy(update={"values": prepared.digest(file)})
+    lying = record.sessions[2].model_copy(update={"values": storing.digest(file)})
     with pytest.raises(DataInvalid, match=r"the prepared session 2 of subj01 differs from .*betas_session02\.hdf5, which stays"):
         preparing.delete_originals(plan, record.model_copy(update={"sessions": {**record.sessions, 2: lying}}))
     assert [f.name for f in sorted((damaged.root / BETAS).glob("betas_*"))] == ["betas_session02.hdf5"]

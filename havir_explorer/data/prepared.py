@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from havir_explorer.data import betas, files
+from havir_explorer.data import betas, files, storing
 from havir_explorer.data.conventions import DEFAULT, PREPARATIONS
 from havir_explorer.errors import DataInvalid
 from havir_explorer.records import FloatArray, IntArray
@@ -165,12 +164,6 @@ def read_moments(root: Path, record: Record) -> FloatArray:
     return _read(root, record, place / MOMENTS, record.moments, (2, record.n_voxels))
 
 
-def digest(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _check_source(root: Path, record: Record, session: StoredSession) -> None:
     source = betas.folder(root, record.subject, record.preparation) / session.source
     if source.is_file():
@@ -185,7 +178,7 @@ def _read(root: Path, record: Record, file: Path, expected: str, shape: tuple[in
     """Map an array once its checksum and shape are right."""
     again = rebuild(root, record.subject, record.convention)
     try:
-        found = digest(file)
+        found = storing.digest(file)
         array = np.load(file, mmap_mode="r") if found == expected else None
     except (OSError, ValueError, EOFError) as error:
         msg = f"prepared responses of {record.subject} cannot be used: {file} cannot be read ({error}); {again}"

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import multiprocessing
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from havir_explorer.data import betas, files, prepared, scores
+from havir_explorer.data import betas, files, prepared, scores, storing
 from havir_explorer.data.prepared import Dtype, Record, StoredSession
 from havir_explorer.errors import DataInvalid, OutputError
-from havir_explorer.records import FloatArray, IntArray
+from havir_explorer.records import IntArray
 
+STORE = "prepared store"
 Progress = Callable[[float, str], None]
 PROBE = 256
 """Voxel columns read to foretell the time."""
@@ -81,7 +78,8 @@ def plan(responses: scores.SubjectResponses, dtype: Dtype, workers: int = 1) -> 
     each = betas.TRIALS * record.n_voxels * np.dtype(dtype).itemsize + 2 * record.n_voxels * 4
     place = prepared.folder(responses.root, responses.subject, responses.convention.preparation)
     seconds = _foretold(responses, todo, workers) + len(todo) * each / WRITING
-    made = Plan(replace(responses), record, numbers, todo, len(todo) * each, _room(place), seconds)
+    free = storing.room(place, STORE, "it lies in the data set's own folder, so make that writable")
+    made = Plan(replace(responses), record, numbers, todo, len(todo) * each, free, seconds)
     if made.bytes_to_write > made.bytes_free:
         msg = f"the prepared store needs {made.bytes_to_write / 1e9:.1f} GB in {place}, where {made.bytes_free / 1e9:.1f} GB are free; make room first"
         raise OutputError(msg)
@@ -132,17 +130,6 @@ def _finished(responses: scores.SubjectResponses, record: Record, number: int) -
     return True
 
 
-def _room(place: Path) -> int:
-    """Return the bytes free where the store goes, once it is known that it can be written there."""
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place):
-            return shutil.disk_usage(place).free
-    except OSError as error:
-        msg = f"the prepared store cannot be written: {place} ({error.strerror or error}); it lies in the data set's own folder, so make that writable"
-        raise OutputError(msg) from error
-
-
 def _foretold(responses: scores.SubjectResponses, todo: tuple[int, ...], workers: int) -> float:
     """Read a part of the first session to be done, and scale up."""
     if not todo:
@@ -178,41 +165,27 @@ def prepare(made: Plan, *, workers: int = 1, progress: Progress | None = None) -
     OutputError
         The store cannot be written, or another run is writing it.
     """
-    with _alone(made.folder):
+    with storing.alone(made.folder, "havir prepare"):
         return _prepare(made, workers, progress or _silent)
 
 
 def _prepare(made: Plan, workers: int, tell: Progress) -> Record:
     responses, record, place = made.responses, made.record, made.folder
-    for leftover in place.glob("*.part"):
-        leftover.unlink(missing_ok=True)
-    _save(place / prepared.VOXELS, responses.geometry.flat_index)
+    storing.save(place / prepared.VOXELS, responses.geometry.flat_index, STORE)
     record = record.model_copy(update={"sessions": {n: s for n, s in record.sessions.items() if n not in made.todo}, "moments": ""})
-    _write_record(place, record)
+    storing.save_record(place / prepared.RECORD, record, STORE)
     for done, (number, session) in enumerate(_sessions(made, workers), start=1):
         record = record.model_copy(update={"sessions": dict(sorted({**record.sessions, number: session}.items()))})
-        _write_record(place, record)
+        storing.save_record(place / prepared.RECORD, record, STORE)
         tell(done / (len(made.todo) + 1), f"{responses.subject}: session {number} prepared")
     if responses.convention.statistics == "training images":
         tell(1 - 1 / (len(made.todo) + 1), f"{responses.subject}: statistics over all sessions")
         values = [prepared.read_session(responses.root, record, n)[0] for n in record.sessions]
         moments = scores.spanning_moments(values, tuple(record.sessions), responses.nsd_ids, responses.training)
-        record = record.model_copy(update={"moments": _save(place / prepared.MOMENTS, moments)})
-        _write_record(place, record)
+        record = record.model_copy(update={"moments": storing.save(place / prepared.MOMENTS, moments, STORE)})
+        storing.save_record(place / prepared.RECORD, record, STORE)
     tell(1.0, f"{responses.subject}: prepared")
     return record
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Keep other runs off the store; the system ends the claim with the process, however that ends."""
-    with (place / ".lock").open("w") as claim:
-        try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            msg = f"another havir prepare is writing {place}; wait for it to end, then run this again if it was stopped"
-            raise OutputError(msg) from error
-        yield
 
 
 def _sessions(made: Plan, workers: int) -> Iterator[tuple[int, StoredSession]]:
@@ -250,9 +223,9 @@ def _write_session(responses: scores.SubjectResponses, number: int, dtype: Dtype
     raw = betas.read_columns(source, responses.geometry.flat_index, responses.geometry.shape)
     place = prepared.folder(responses.root, responses.subject, responses.convention.preparation)
     values = raw if dtype == "int16" else (raw.astype(np.float32) / np.float32(betas.PERCENT))
-    stored = _save(place / f"session{number:02d}.npy", values)
+    stored = storing.save(place / f"session{number:02d}.npy", values, STORE)
     moments = responses.moments(number, raw)
-    kept = "" if moments is None else _save(place / f"session{number:02d}.{prepared.MOMENTS}", moments)
+    kept = "" if moments is None else storing.save(place / f"session{number:02d}.{prepared.MOMENTS}", moments, STORE)
     return StoredSession(source=source.name, source_bytes=stat.st_size, source_mtime_ns=stat.st_mtime_ns, values=stored, moments=kept)
 
 
@@ -291,22 +264,6 @@ def delete_originals(made: Plan, record: Record, *, progress: Progress | None = 
             raise OutputError(msg) from error
         deleted.append(source)
     return tuple(deleted)
-
-
-def _save(file: Path, array: IntArray | FloatArray | betas.Stored) -> str:
-    """Write an array whole or not at all, and return the SHA-256 of the file as it reads back."""
-    files.save_array(file, array, "prepared store", "make room, then run the same command again: what is finished stays")
-    return prepared.digest(file)
-
-
-def _write_record(place: Path, record: Record) -> None:
-    part = place / f"{prepared.RECORD}.part"
-    try:
-        part.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        part.replace(place / prepared.RECORD)
-    except OSError as error:
-        msg = f"the prepared store cannot be written: {place} ({error.strerror or error}); make room, then run the same command again: what is finished stays"
-        raise OutputError(msg) from error
 
 
 def _digest_of(flat_index: IntArray) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Self
 
 import torch
@@ -118,15 +119,14 @@ class Repair(nn.Module):
         return functional.normalize(predicted.flatten(1), dim=1).view_as(predicted) * self.length
 
     @torch.no_grad()
-    def fit(self, predicted: Tensor, target: Tensor, held_out: Tensor, strength: float) -> Self:
-        """Set both means from all pairs and the gain from the held-out ones.
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], strength: float) -> Self:
+        """Set both means from all pairs and the gain from the held-out ones; one batch of pairs is in memory at a time.
 
         Parameters
         ----------
-        predicted, target : float (n, *shape)
-            Of training images; a mean is hardly overfitted, a spread is.
-        held_out : bool (n,)
-            Pairs that the weights have not seen.
+        batches : iterable of (predicted, target, held out)
+            float (n, *shape) twice, of training images (a mean is hardly overfitted, a spread is), and bool (n,): pairs that the weights
+            have not seen.
         strength : float
             0 keeps the predictions' spread, 1 restores the targets' fully; in between, the ratio to this power.
 
@@ -135,17 +135,45 @@ class Repair(nn.Module):
         Repair
             Itself.
         """
-        self.length.copy_(target.flatten(1).norm(dim=1).mean())
-        predicted = self._at_length(predicted)
-        self.predicted_mean.copy_(predicted.mean(0))
-        self.target_mean.copy_(target.mean(0))
-        reduced = [0, *(axis + 1 for axis, size in enumerate(self.gain.shape) if size == 1)]
-        narrow = (predicted[held_out] - self.predicted_mean).square().mean(reduced, keepdim=True)[0]
-        wide = (target[held_out] - self.target_mean).square().mean(reduced, keepdim=True)[0]
+        lengths, guessed, true = _Moments(), _Moments(), _Moments()
+        for predicted, target, held_out in batches:
+            lengths.add(target.flatten(1).norm(dim=1), held_out)
+            guessed.add(self._at_length(predicted), held_out)  # at length 1 where this repair normalises
+            true.add(target, held_out)
+        length = lengths.mean if self.normalise else torch.ones((), dtype=torch.float64)
+        self.length.copy_(lengths.mean)
+        self.predicted_mean.copy_(guessed.mean * length)
+        self.target_mean.copy_(true.mean)
+        reduced = [axis for axis, size in enumerate(self.gain.shape) if size == 1]
+        narrow = guessed.held_variance.mean(reduced, keepdim=True) * length**2
+        wide = true.held_variance.mean(reduced, keepdim=True)
         ratio = (wide / narrow.clamp_min(1e-12)).sqrt()
         # A token that never varies (a caption's first) has no spread to restore; 4 bounds what noise can be blown up to.
         self.gain.copy_(torch.where(wide > 1e-10, ratio.clamp(0.25, 4) ** strength, torch.ones_like(ratio)))
         return self
+
+
+class _Moments:
+    """The mean of all rows, and the held-out rows' mean square distance from it, gathered batch by batch in float64 on the CPU."""
+
+    def __init__(self) -> None:
+        self.count = self.held_count = 0
+        self.sum = self.held_sum = self.held_squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, rows: Tensor, held_out: Tensor) -> None:
+        rows, held_out = rows.cpu(), held_out.cpu()
+        held = rows[held_out].double()
+        self.count, self.held_count = self.count + len(rows), self.held_count + len(held)
+        self.sum = self.sum + rows.sum(0, dtype=torch.float64)
+        self.held_sum, self.held_squares = self.held_sum + held.sum(0), self.held_squares + held.square().sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.count
+
+    @property
+    def held_variance(self) -> Tensor:
+        return (self.held_squares - 2 * self.mean * self.held_sum) / self.held_count + self.mean.square()
 
 
 @torch.no_grad()

@@ -8,27 +8,19 @@ HAVIR's authors could be found; see :mod:`~havir_explorer.decode.split` for the 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pydantic
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import Tensor, nn
 
+from havir_explorer.decode import files
 from havir_explorer.decode.blocks import Dropout, Repair, ResidualMLP, Upsampler, initialise
+from havir_explorer.decode.files import Parts
 from havir_explorer.decode.manifest import Manifest, SemanticSizes, StructuralSizes
-from havir_explorer.errors import OutputError, RequestError, WeightsInvalid, WeightsMissing
+from havir_explorer.errors import RequestError, WeightsInvalid, WeightsMissing
 from havir_explorer.records import BoolArray, Branch, Contribution, Decoded, FloatArray
-
-WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
-_AGAIN = "train again with: havir train"
 
 
 class StructuralGenerator(nn.Module):
@@ -123,6 +115,16 @@ class SemanticExtractor(nn.Module):
         return image / image[:, :1].norm(dim=-1, keepdim=True).clamp_min(1e-6), self.repair_text(text)
 
 
+def structural_generator(manifest: Manifest) -> StructuralGenerator:
+    """Return a Structural Generator of the manifest's sizes."""
+    return StructuralGenerator(manifest.n_spatial, manifest.latent_shape, manifest.structural)
+
+
+def semantic_extractor(manifest: Manifest) -> SemanticExtractor:
+    """Return a Semantic Extractor of the manifest's sizes."""
+    return SemanticExtractor(manifest.n_semantic, manifest.image_shape, manifest.text_shape, manifest.semantic)
+
+
 class Havir(nn.Module):
     """A subject's trained decoder.
 
@@ -137,8 +139,8 @@ class Havir(nn.Module):
         super().__init__()
         self.manifest = manifest
         self.spatial, self.semantic = spatial, semantic
-        self.structural_generator = StructuralGenerator(manifest.n_spatial, manifest.latent_shape, manifest.structural)
-        self.semantic_extractor = SemanticExtractor(manifest.n_semantic, manifest.image_shape, manifest.text_shape, manifest.semantic)
+        self.structural_generator = structural_generator(manifest)
+        self.semantic_extractor = semantic_extractor(manifest)
 
     @classmethod
     def fresh(cls, manifest: Manifest, spatial: BoolArray, semantic: BoolArray, generator: torch.Generator) -> Havir:
@@ -223,12 +225,7 @@ class Havir(nn.Module):
         OutputError
             The disk is full or the folder cannot be written.
         """
-        tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in self.state_dict().items()}
-        masks = {"mask.spatial": self.spatial, "mask.semantic": self.semantic}
-        tensors |= {name: torch.from_numpy(mask.astype(np.uint8)) for name, mask in masks.items()}
-        with whole(folder / WEIGHTS, folder / MANIFEST) as (weights, manifest):
-            save_file(tensors, weights)
-            manifest.write_text(self.manifest.model_dump_json(), encoding="utf-8")
+        files.write(folder, Parts(self.manifest, self.spatial, self.semantic, dict(self.state_dict())))
 
     @staticmethod
     def load(folder: Path, *, device: str = "cpu") -> Havir:
@@ -249,89 +246,22 @@ class Havir(nn.Module):
         Raises
         ------
         WeightsMissing
-            The folder or one of its files is absent.
+            The folder, one of its files, or one of the two branches is absent.
         WeightsInvalid
             A file cannot be read, or the two do not fit together.
         """
-        manifest = read_manifest(folder)
-        _require(folder, WEIGHTS)
-        tensors = _read_weights(folder / WEIGHTS)
-        spatial, semantic = (_mask(tensors, name, manifest, folder) for name in ("spatial", "semantic"))
+        parts = files.read(folder)
+        for branch in files.PREFIXES:
+            if branch not in parts.branches:
+                again = f"havir train --subject {parts.manifest.subject} --branch {branch} --out {folder}"
+                msg = f"the decoder in {folder} has no {branch} branch yet, and both are needed to decode; train it with: {again}"
+                raise WeightsMissing(msg)
         with torch.device("meta"):
-            havir = Havir(manifest, spatial, semantic)
+            havir = Havir(parts.manifest, parts.spatial, parts.semantic)
         try:
-            havir.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+            havir.load_state_dict({name: value.float() for name, value in parts.tensors.items()}, assign=True)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            msg = f"the weights in {folder / WEIGHTS} do not fit the sizes in {MANIFEST} beside them ({reason}); {_AGAIN}"
+            msg = f"the weights in {folder / files.WEIGHTS} do not fit the sizes in {files.MANIFEST} beside them ({reason}); {files.AGAIN}"
             raise WeightsInvalid(msg) from error
         return havir.to(device).eval()
-
-
-@contextmanager
-def whole(*files: Path) -> Iterator[tuple[Path, ...]]:
-    """Yield temporary names for files of one folder; afterwards they get their own names, or after a failure none is left.
-
-    Raises
-    ------
-    OutputError
-        What is done inside cannot write: safetensors and torch have errors of their own for a full disk.
-    """
-    parts = tuple(file.with_name(f"{file.name}.part") for file in files)
-    try:
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        yield parts
-        for part, file in zip(parts, files, strict=True):
-            part.replace(file)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        for part in parts:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-        reason = " ".join(str(error).split())[:200]
-        msg = f"cannot write {files[0].name} in {files[0].parent}: the disk is full or it is not allowed there ({reason}); make room or choose another folder"
-        raise OutputError(msg) from error
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read what a decoder's folder says of it, without its weights.
-
-    Raises
-    ------
-    WeightsMissing
-        The folder or its manifest is absent.
-    WeightsInvalid
-        The file is no manifest.
-    """
-    _require(folder, MANIFEST)
-    file = folder / MANIFEST
-    try:
-        return Manifest.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, pydantic.ValidationError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
-        msg = f"{file} is not the manifest of a decoder ({reason}); {_AGAIN}"
-        raise WeightsInvalid(msg) from error
-
-
-def _require(folder: Path, name: str) -> None:
-    if not (folder / name).is_file():
-        msg = f"the decoder in {folder} lacks {name}; copy the whole folder, or train it again with: havir train"
-        raise WeightsMissing(msg)
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (safetensors.SafetensorError, ValueError) as error:
-        msg = f"the decoder's weights in {file} cannot be read ({error}); the file is truncated or not safetensors: copy it anew, or {_AGAIN}"
-        raise WeightsInvalid(msg) from error
-
-
-def _mask(tensors: dict[str, Any], name: str, manifest: Manifest, folder: Path) -> BoolArray:
-    count = {"spatial": manifest.n_spatial, "semantic": manifest.n_semantic}[name]
-    found = tensors.pop(f"mask.{name}", None)
-    if found is None or found.shape != (manifest.n_voxels,) or int(found.bool().sum()) != count:
-        wanted = f"{count} of {manifest.n_voxels} voxels"
-        msg = f"the {name} mask in {folder / WEIGHTS} does not choose {wanted} as {MANIFEST} says; the files are of two decoders: {_AGAIN}"
-        raise WeightsInvalid(msg)
-    mask: BoolArray = found.bool().numpy()
-    return mask

@@ -160,7 +160,7 @@ class Manifest(_Frozen):
         WeightsInvalid
             The targets came from another autoencoder or CLIP.
         """
-        if self.generator and not _alike(self.generator, fingerprint):
+        if self.generator and not alike(self.generator, fingerprint):
             msg = (
                 f"the decoder of {self.subject} was trained for another autoencoder and CLIP than those of the generator {folder}, whose pictures would be "
                 f"noise: name the generator it was trained for, or train one with: havir train --subject {self.subject} --generator {folder}"
@@ -168,7 +168,8 @@ class Manifest(_Frozen):
             raise WeightsInvalid(msg)
 
 
-def _alike(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+def alike(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two fingerprints are of one autoencoder and CLIP, in whichever number format and on whichever device."""
     if len(one) != len(other):
         return False
     parts = (np.reshape(fingerprint, (3, -1)) for fingerprint in (one, other))  # autoencoder, image tower, text tower

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
 from havir_explorer.decode.split import Choice
+
+Precision = Literal["no", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class Options:
         Share of the lost spread that is restored, 0 to 1.
     check_every, save_every : int
         Steps between looks at the held-out images and between checkpoints.
+    patience : int
+        A branch stops once this many looks in a row found no lower loss; 0 never stops it early.
+    precision : {'no', 'bf16', 'fp16'}
+        Number format of products and convolutions in training; weights and losses stay float32.
     caption_target : str
         How the text targets were made; recorded.
     choice : Choice
@@ -55,6 +62,8 @@ class Options:
     repair_tokens: float = 1.0
     check_every: int = 100
     save_every: int = 250
+    patience: int = 0
+    precision: Precision = "no"
     caption_target: str = "mean"
     choice: Choice = field(default_factory=Choice)
     mixco: float = 0.0

@@ -1,66 +1,37 @@
-"""A training run that can be stopped at any step and taken up again to the same weights."""
+"""One branch's training, which can be stopped at any step and taken up again to the same weights."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from havir_explorer.decode import losses, mixco
-from havir_explorer.decode.havir import Havir, whole
-from havir_explorer.decode.mixco import Mixing
+from havir_explorer.decode import chance, curve, mixco
+from havir_explorer.decode.blocks import use_generator
+from havir_explorer.decode.branches import CHUNK
+from havir_explorer.decode.curve import Point
+from havir_explorer.decode.files import whole
+from havir_explorer.decode.machine import Machine
 from havir_explorer.decode.options import Options
-from havir_explorer.decode.samples import Samples
-from havir_explorer.errors import WeightsInvalid
+from havir_explorer.decode.pairs import Draw, Learner, Lesson, draw
+from havir_explorer.errors import DeviceOutOfMemory, TrainingDiverged, WeightsInvalid
+from havir_explorer.records import Branch
 
 Progress = Callable[[float, str], None]
-CHECKPOINT = "checkpoint.pt"
+Notice = Callable[[str], None]
+"""Called with a sentence about what does not stop the training but should be known."""
+_DRAWS, _NOISE, _MIXING = 1, 2, 3
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Samples, targets in the samples' order, and which of them are held out."""
-
-    samples: Samples
-    latents: Tensor
-    image: Tensor
-    text: Tensor
-    train: Tensor
-    held: Tensor
-
-
-class BranchRun:
-    """One module with its optimiser, its voxels, and the best state so far."""
-
-    def __init__(self, module: nn.Module, columns: Tensor, rate: float, options: Options) -> None:
-        self.module, self.rate = module, rate
-        self.columns = columns
-        decayed = [p for p in module.parameters() if p.ndim > 1]
-        spared = [p for p in module.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=rate)
-        self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "state": _copy(module)}
-
-    def step(self, loss: Tensor, share: float) -> float:
-        """Take one optimiser step at this share of the run and return the loss."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate * one_cycle(share)
-        self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        self.optimiser.step()
-        return float(loss.detach())
-
-    def judge(self, loss: float, step: int) -> None:
-        """Keep the present weights when their held-out loss is the lowest so far."""
-        if loss < self.best["loss"]:
-            self.best = {"loss": loss, "step": step, "state": _copy(self.module)}
+def checkpoint(folder: Path, branch: Branch) -> Path:
+    """Return the file that a branch's training is taken up from."""
+    return folder / f"checkpoint-{branch}.pt"
 
 
 def one_cycle(share: float) -> float:
@@ -72,115 +43,273 @@ def one_cycle(share: float) -> float:
     return low + (1 - low) * (wave if rising else 1 - wave)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is and what decides its chances.
+
+    Parameters
+    ----------
+    options : Options
+    steps : int
+    seed : int
+    identity : str
+        Equal where a checkpoint may be taken up.
+    """
+
+    options: Options
+    steps: int
+    seed: int
+    identity: str
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds besides weights and optimiser."""
+
+    done: int = 0
+    parts: int = 1
+    summed: float = 0.0
+    best_loss: float = math.inf
+    best_step: int = 0
+
+
 class Run:
-    """The state of a run, and how it moves on."""
+    """The state of a run, and how it moves on.
 
-    def __init__(
-        self,
-        havir: Havir,
-        branches: list[BranchRun],
-        pairs: Pairs,
-        options: Options,
-        steps: int,
-        generators: tuple[torch.Generator, torch.Generator],
-        identity: str,
-    ) -> None:
-        self.havir, self.branches, self.pairs, self.options, self.steps = havir, branches, pairs, options, steps
-        self.draws, self.noise = generators
-        shape = {"structural": options.structural.model_dump(), "semantic": options.semantic.model_dump(), "choice": options.choice.model_dump()}
-        self.identity = json.dumps([identity, steps, asdict(options) | shape])
-        self.done = 0
+    A step draws one of the lesson's subjects, pictures of its, and a mixture of their repeats; the draws and the dropout are functions of the
+    seed, the branch and the step alone. Several processes show a part of each batch each.
 
-    def loop(self, folder: Path, *, resume: bool, progress: Progress | None) -> None:
-        """Run to the last step, from the folder's checkpoint when there is one and ``resume`` is set."""
-        file = folder / CHECKPOINT
+    Parameters
+    ----------
+    lesson : Lesson
+    learner : Learner
+        On the machine's device. Parameters that need no gradient (a frozen trunk) stay as they are.
+    plan : Plan
+    machine : Machine
+    """
+
+    def __init__(self, lesson: Lesson, learner: Learner, plan: Plan, machine: Machine) -> None:
+        self.lesson, self.learner, self.plan, self.machine = lesson, learner, plan, machine
+        self.noise = torch.Generator(machine.device)
+        use_generator(learner, self.noise)
+        self.module, self.optimiser = machine.prepare(learner, _optimiser(learner, plan.options))
+        self.state, self.points = _State(), list[Point]()
+        self.best = self._copy()
+
+    @property
+    def branch(self) -> Branch:
+        """Which branch is trained."""
+        return self.lesson.objective.branch
+
+    @property
+    def over(self) -> bool:
+        """Whether all steps are done, or none of the last checks has found a better loss."""
+        state, options = self.state, self.plan.options
+        idle = state.done - state.best_step
+        return state.done >= self.plan.steps or (options.patience > 0 and idle >= options.patience * options.check_every)
+
+    def loop(self, folder: Path, *, resume: bool, progress: Progress | None = None, notice: Notice | None = None) -> None:
+        """Run to the end, from the folder's checkpoint when there is one and ``resume`` is set; the best weights are then the learner's.
+
+        Raises
+        ------
+        TrainingDiverged
+            The loss or its gradient is not finite any more; the last checkpoint stays.
+        DeviceOutOfMemory
+            Not even one picture at a time fits.
+        WeightsInvalid
+            The checkpoint is of another run.
+        OutputError
+            A checkpoint cannot be written.
+        """
+        file, options = checkpoint(folder, self.branch), self.plan.options
         if resume and file.exists():
             self._restore(file)
-        while self.done < self.steps:
-            now = self._advance()
-            if self.done % self.options.check_every == 0 or self.done == self.steps:
-                for branch, loss in zip(self.branches, self.held_out_losses(), strict=True):
-                    branch.judge(loss, self.done)
-            if self.done % self.options.save_every == 0:
+        while not self.over:
+            loss = self._advance(notice)
+            if self.state.done % options.check_every == 0 or self.state.done == self.plan.steps:
+                self._judge(folder)
+            if self.state.done % options.save_every == 0 or self.over:
                 self._store(file)
             if progress:
-                best = ", ".join(f"{b.best['loss']:.4f}" for b in self.branches)
-                progress(self.done / self.steps, f"step {self.done} of {self.steps}: structural {now[0]:.4f}, semantic {now[1]:.4f}; best held-out {best}")
+                line = f"{self.branch} step {self.state.done} of {self.plan.steps}: loss {loss:.4f}; best held-out {self.state.best_loss:.4f}"
+                progress(self.state.done / self.plan.steps, line)
+        self.learner.load_state_dict(self.best)
 
-    def _advance(self) -> list[float]:
-        self.havir.train()
-        pairs, device = self.pairs, self.havir.device
-        pictures = pairs.train[torch.randint(len(pairs.train), (self.options.batch,), generator=self.draws)]
-        weights = pairs.samples.random_weights(pictures, self.draws)
-        now = []
-        mixing = mixco.draw(len(pictures), self.draws) if self.done < self.options.mixco * self.steps else None
-        of_branch: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (self._structural, partial(self._semantic, mixing=mixing))
-        for branch, loss in zip(self.branches, of_branch, strict=True):
-            voxels = pairs.samples.mix(weights, pictures, branch.columns).to(device)
-            now.append(branch.step(loss(voxels, pictures), self.done / self.steps))
-        self.done += 1
-        return now
+    def _advance(self, notice: Notice | None) -> float:
+        """Take a step, in as many parts as it takes to fit into memory."""
+        batch, options = self.plan.options.batch, self.plan.options
+        drawn = draw(self.lesson.pairs, batch, self.plan.seed, self.lesson.objective.number, self.state.done, _DRAWS)
+        mine = drawn.part(torch.arange(self.machine.rank, batch, self.machine.count))
+        while True:
+            try:
+                loss = self._gradients(mine)
+                break
+            except (torch.OutOfMemoryError, MemoryError) as fault:
+                self._halve(len(mine.pictures), fault, notice)
+        rate = self.lesson.objective.rate(options) * one_cycle(self.state.done / self.plan.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        if not self._finite(loss):
+            raise TrainingDiverged(self._accusation(loss, drawn))
+        self.optimiser.step()
+        self.state.done += 1
+        self.state.summed += loss
+        return loss
 
-    def _structural(self, voxels: Tensor, pictures: Tensor) -> Tensor:
-        predicted = self.havir.structural_generator(voxels)
-        return losses.structural_loss(predicted, self.pairs.latents[pictures.to(predicted.device)], self.options.edges)
+    def _gradients(self, shown: Draw) -> float:
+        """Leave the gradients of a batch in the parameters and return its loss, a part of the pictures after the other."""
+        self.module.train()
+        self.noise.manual_seed(chance.state(*self._here(_NOISE)))
+        self.optimiser.zero_grad(set_to_none=True)
+        total, parts = 0.0, torch.arange(len(shown.pictures)).chunk(self.state.parts)
+        for index, places in enumerate(parts):
+            part, last = shown.part(places), index == len(parts) - 1
+            with self.machine.alone(self.module, yes=not last):
+                loss = self._loss(part, index) * (len(places) / len(shown.pictures))
+                self.machine.backward(loss)
+            total += float(loss.detach())
+        return total
 
-    def _semantic(self, voxels: Tensor, pictures: Tensor, mixing: Mixing | None = None) -> Tensor:
-        options, rows = self.options, pictures.to(voxels.device)
-        image, text = self.havir.semantic_extractor(voxels if mixing is None else mixing.mix(voxels))
-        heads = ((image, self.pairs.image[rows]), (text, self.pairs.text[rows]))
-        of_head = partial(losses.token_loss, temperature=options.temperature, mse=options.mse, contrast=options.contrast, mixing=mixing)
-        return sum((of_head(predicted, target) for predicted, target in heads), voxels.new_zeros(()))
+    def _loss(self, shown: Draw, index: int) -> Tensor:
+        device, options = self.machine.device, self.plan.options
+        voxels = self.lesson.pairs[shown.subject].voxels(shown.weights, shown.pictures).to(device)
+        target = self.lesson.targets(shown.subject, shown.pictures, device)
+        mixes = self.lesson.objective.mixes and self.state.done < options.mixco * self.plan.steps
+        mixing = mixco.draw(len(voxels), chance.generator(*self._here(_MIXING), index)) if mixes else None
+        predicted = self.module(voxels if mixing is None else mixing.mix(voxels), shown.subject)
+        return self.lesson.objective.loss(predicted, target, options, mixing)
+
+    def _here(self, use: int) -> tuple[int, ...]:
+        """Where random numbers are used that differ between processes."""
+        return self.plan.seed, self.lesson.objective.number, self.state.done, use, self.machine.rank
+
+    def _halve(self, pictures: int, fault: BaseException, notice: Notice | None) -> None:
+        """Show half as many pictures at once from now on; gradients are summed, so the batch stays as large."""
+        self.optimiser.zero_grad(set_to_none=True)
+        at_once = math.ceil(pictures / self.state.parts)
+        where = f"the memory of {self.machine.device}"
+        if at_once == 1 or self.machine.count > 1:
+            advice = "choose a smaller --batch" if at_once > 1 else "choose --size small, or a device with more"
+            msg = f"{at_once} picture{'s' * (at_once > 1)} at once do not fit into {where} in training the {self.branch} branch: {advice}"
+            raise DeviceOutOfMemory(msg) from fault
+        self.state.parts *= 2
+        if self.machine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if notice:
+            notice(f"{at_once} pictures at once do not fit into {where}; going on with {math.ceil(at_once / 2)}, batches of {pictures} as before")
+
+    def _finite(self, loss: float) -> bool:
+        """Whether a step leaves the weights finite: then every checkpoint is good."""
+        scaler = self.machine.scaler  # fp16's scaler leaves out steps whose gradients are too large
+        gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
+        return math.isfinite(loss) and (scaler is not None or bool(torch.nn.utils.get_total_norm(gradients).isfinite()))
+
+    def _accusation(self, loss: float, shown: Draw) -> str:
+        """Say what is not finite, at which step and with which pictures, and what to do."""
+        pairs = self.lesson.pairs[shown.subject]
+        target = self.lesson.targets(shown.subject, shown.pictures, torch.device("cpu"))
+        pictures = [int(n) for n in pairs.nsd_ids(shown.pictures)]
+        what = "its loss is not finite" if not math.isfinite(loss) else f"its loss is {loss:.4g} but the gradient is not finite"
+        where = f"the {self.branch} branch of {pairs.samples.subject} stopped at step {self.state.done + 1}: {what}"
+        sources = {
+            "responses to": (pairs.voxels(shown.weights, shown.pictures), "look at the beta files they came from, or leave their sessions out"),
+            "targets of": (torch.cat([values.flatten(1) for values in target], 1), "make them anew"),
+        }
+        for name, (values, advice) in sources.items():
+            wrong = [n for n, fine in zip(pictures, values.isfinite().all(1).tolist(), strict=True) if not fine]
+            if wrong:
+                return f"{where}, because the {name} nsd_id {_listed(wrong)} hold values that are not finite; {advice}. The last checkpoint is kept."
+        rate = self.lesson.objective.rate(self.plan.options)
+        advice = f"train again with --restart and a lower rate than {rate:g}, or without mixed precision"
+        return f"{where}. It was shown nsd_id {_listed(pictures)}, whose responses and targets are finite: {advice}. The last checkpoint is kept."
+
+    def _judge(self, folder: Path) -> None:
+        """Look at the held-out pictures, keep the weights when they are the best so far, and draw the curve on."""
+        state = self.state
+        loss = self.machine.agreed(self.held_out_loss())
+        since = state.done - (self.points[-1].step if self.points else 0)
+        self.points.append(Point(state.done, state.summed / since, loss, self.optimiser.param_groups[0]["lr"]))
+        state.summed = 0.0
+        if loss < state.best_loss:
+            state.best_loss, state.best_step, self.best = loss, state.done, self._copy()
+        if self.machine.rank == 0:
+            curve.write(curve.curve(folder, self.branch), self.points)
 
     @torch.no_grad()
-    def held_out_losses(self) -> tuple[float, float]:
-        """Return both branches' losses on the held-out pictures' averaged repeats."""
-        self.havir.eval()
-        structural, semantic = self._averaged(self.pairs.held)
-        return float(self._structural(structural, self.pairs.held)), float(self._semantic(semantic, self.pairs.held))
+    def held_out_loss(self) -> float:
+        """Return the mean loss on the held-out pictures' averaged repeats, over the subjects."""
+        self.learner.eval()
+        losses = []
+        for subject, pairs in enumerate(self.lesson.pairs):
+            summed = 0.0
+            for pictures in pairs.held.split(CHUNK):
+                predicted = self.learner(pairs.averaged(pictures).to(self.machine.device), subject)
+                target = self.lesson.targets(subject, pictures, self.machine.device)
+                loss = float(self.lesson.objective.loss(predicted, target, self.plan.options))
+                if not math.isfinite(loss):
+                    raise TrainingDiverged(self._accusation(loss, Draw(subject, pictures, pairs.samples.means(pictures))))
+                summed += loss * len(pictures)
+            losses.append(summed / len(pairs.held))
+        return sum(losses) / len(losses)
 
-    @torch.no_grad()
-    def predict(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the present weights make of the pictures' averaged repeats, unrepaired."""
-        self.havir.eval()
-        structural, semantic = self._averaged(pictures)
-        image, text = self.havir.semantic_extractor(semantic)
-        return self.havir.structural_generator(structural), image, text
-
-    def _averaged(self, pictures: Tensor) -> list[Tensor]:
-        samples = self.pairs.samples
-        return [samples.mix(samples.means(pictures), pictures, branch.columns).to(self.havir.device) for branch in self.branches]
+    def _copy(self) -> dict[str, Tensor]:
+        """Copy the weights into the CPU's memory; what several subjects share is copied once."""
+        copies: dict[int, Tensor] = {}
+        state = self.learner.state_dict()
+        return {name: copies.setdefault(value.data_ptr(), value.detach().to("cpu", copy=True)) for name, value in state.items()}
 
     def _store(self, file: Path) -> None:
-        state = {
-            "identity": self.identity,
-            "done": self.done,
-            "draws": self.draws.get_state(),
-            "noise": self.noise.get_state(),
-            "weights": self.havir.state_dict(),
-            "optimisers": [b.optimiser.state_dict() for b in self.branches],
-            "best": [b.best for b in self.branches],
-        }
-        with whole(file) as (part,):
-            torch.save(state, part)
+        if self.machine.rank == 0:
+            scaler = self.machine.scaler
+            state = {
+                "identity": self.plan.identity,
+                "state": vars(self.state),
+                "points": [tuple(point) for point in self.points],
+                "weights": self.learner.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "scaler": scaler.state_dict() if scaler else {},
+                "best": self.best,
+            }
+            with whole(file) as (part,):
+                torch.save(state, part)
+        self.machine.wait()
 
     def _restore(self, file: Path) -> None:
-        try:
-            state = torch.load(file, weights_only=True, map_location=self.havir.device)  # noqa: TID251 - our own checkpoint, and no pickled code is run
-        except Exception as error:  # torch names no common class for a file that is not a checkpoint
-            msg = f"the checkpoint {file} cannot be read ({error}); delete it, or train with resume off"
-            raise WeightsInvalid(msg) from error
-        if state["identity"] != self.identity:
-            msg = f"the checkpoint {file} is of a run with other options, seed, steps or voxels; delete it, choose another folder, or train with resume off"
+        state = _read(file)
+        if state["identity"] != self.plan.identity:
+            msg = f"the checkpoint {file} is of a run with other options, seed, steps or voxels; delete it, choose another folder, or train with --restart"
             raise WeightsInvalid(msg)
-        self.havir.load_state_dict(state["weights"])
-        for branch, optimiser, best in zip(self.branches, state["optimisers"], state["best"], strict=True):
-            branch.optimiser.load_state_dict(optimiser)
-            branch.best = best
-        self.draws.set_state(state["draws"].cpu())
-        self.noise.set_state(state["noise"].cpu())
-        self.done = state["done"]
+        self.learner.load_state_dict(state["weights"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.machine.scaler is not None:
+            self.machine.scaler.load_state_dict(state["scaler"])
+        self.best = state["best"]
+        self.state, self.points = _State(**state["state"]), [Point(*point) for point in state["points"]]
 
 
-def _copy(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu", mmap=True)  # noqa: TID251 - our own checkpoint; no pickled code is run
+    except Exception as error:  # torch names no common class for a file that is not a checkpoint
+        msg = f"the checkpoint {file} cannot be read ({error}); delete it, or train with --restart"
+        raise WeightsInvalid(msg) from error
+    return state
+
+
+def _optimiser(module: nn.Module, options: Options) -> torch.optim.Optimizer:
+    """AdamW that decays matrices and kernels and spares biases and norms; each parameter once, frozen ones not at all."""
+    learned = [p for p in module.parameters() if p.requires_grad]
+    decayed, spared = [p for p in learned if p.ndim > 1], [p for p in learned if p.ndim <= 1]
+    return torch.optim.AdamW([{"params": decayed, "weight_decay": options.weight_decay}, {"params": spared, "weight_decay": 0.0}])
+
+
+def _listed(nsd_ids: list[int]) -> str:
+    return ", ".join(str(n) for n in nsd_ids[:8]) + (f" and {len(nsd_ids) - 8} more" if len(nsd_ids) > 8 else "")
+
+
+def remove(folder: Path, branches: tuple[Branch, ...]) -> None:
+    """Delete the checkpoints of branches whose weights are saved."""
+    for branch in branches:
+        with suppress(OSError):
+            checkpoint(folder, branch).unlink(missing_ok=True)

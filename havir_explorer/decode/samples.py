@@ -10,35 +10,46 @@ from torch import Tensor
 
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.errors import DataInvalid
-from havir_explorer.records import BoolArray, FloatArray, IntArray
+from havir_explorer.records import BoolArray, IntArray
 
 MIXED, AVERAGED = 0.5, 0.3
 """Probability that a sample is a random convex combination of the repeats, and that it is their mean; otherwise it is one repeat (MindEye)."""
+_AT_ONCE = 1500
+"""Trials read together."""
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Training pictures and their repeats.
+    """A subject's training pictures and their repeats.
 
     Parameters
     ----------
+    dataset : Dataset
+    subject : str
     nsd_ids : int64 (n,)
         Ascending.
-    responses : float32 (n_trials, n_voxels)
+    trials : int64 (n_trials,)
+        Every trial of these pictures.
     repeats : int64 (n, most repeats)
-        Rows of ``responses``; padded with 0.
+        Places in ``trials``; padded with 0.
     counts : int64 (n,)
         How many of the repeats are real.
     """
 
+    dataset: Dataset
+    subject: str
     nsd_ids: IntArray
-    responses: FloatArray
+    trials: IntArray
     repeats: Tensor
     counts: Tensor
 
     def columns(self, voxels: BoolArray) -> Tensor:
-        """Return the responses of some voxels, float32 (n_trials, n), copied so that a batch gathers whole rows."""
-        return torch.from_numpy(np.ascontiguousarray(self.responses[:, voxels]))
+        """Return the responses of some voxels, float32 (n_trials, n); all voxels of a few trials at a time are in memory beside them."""
+        columns = torch.empty(len(self.trials), int(voxels.sum()))
+        for start in range(0, len(self.trials), _AT_ONCE):
+            some = self.trials[start : start + _AT_ONCE]
+            columns[start : start + len(some)] = torch.from_numpy(self.dataset.responses(self.subject, some)[:, voxels])
+        return columns
 
     def mix(self, weights: Tensor, pictures: Tensor, columns: Tensor) -> Tensor:
         """Return the weighted repeats of ``pictures``, float32 (B, n), from what :meth:`columns` gave."""
@@ -61,7 +72,7 @@ class Samples:
 
 
 def collect(dataset: Dataset, subject: str, nsd_ids: IntArray) -> Samples:
-    """Read all trials of the training pictures among ``nsd_ids``; shared (test) pictures are left out.
+    """Find all trials of the training pictures among ``nsd_ids``; shared (test) pictures are left out.
 
     Parameters
     ----------
@@ -88,8 +99,7 @@ def collect(dataset: Dataset, subject: str, nsd_ids: IntArray) -> Samples:
     order = np.argsort(inverse, kind="stable")
     repeats = np.zeros((len(ids), int(counts.max())), dtype=np.int64)
     repeats[np.arange(repeats.shape[1]) < counts[:, None]] = order
-    responses = np.ascontiguousarray(dataset.responses(subject, chosen.index.to_numpy(dtype=np.int64)), dtype=np.float32)
-    return Samples(ids, responses, torch.from_numpy(repeats), torch.from_numpy(counts))
+    return Samples(dataset, subject, ids, chosen.index.to_numpy(dtype=np.int64), torch.from_numpy(repeats), torch.from_numpy(counts))
 
 
 def hold_out(count: int, share: float, generator: torch.Generator) -> BoolArray:

@@ -15,6 +15,9 @@ from havir_explorer.errors import DataMissing
 from havir_explorer.records import FloatArray, IntArray, UInt8Array
 
 CaptionTarget = Literal["mean", "first"]
+"""How several captions become one text target."""
+ImageSource = Literal["stimulus", "synthesised"]
+"""Which picture the image tokens are of: the one the subject saw, or one that the generator drew from the text target alone (HAVIR's first version)."""
 HeldArray = npt.NDArray[np.float16 | np.float32]
 """Targets as they are held: float32 in memory, float16 on disk."""
 _CHUNK = 50
@@ -68,6 +71,10 @@ class TargetSource(Protocol):
         """Return the targets at some places of ``nsd_ids``, in the order asked for, repeats allowed; int (B,), 0-based."""
 
 
+Draw = Callable[[FloatArray, IntArray], UInt8Array]
+"""Draws a picture from each text target: called with text tokens (n, n_tokens, width) and nsd_ids (n,), returns uint8 (n, H, W, 3)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Targets:
     """Encoded stimuli, one row a picture: a :class:`TargetSource` in memory.
@@ -110,11 +117,7 @@ def build(
     captions: CaptionTarget = "mean",
     progress: Callable[[float, str], None] | None = None,
 ) -> Targets:
-    """Encode the pictures and captions of ``nsd_ids``.
-
-    The structural target is the autoencoder's encoding of the stimulus. The image target is the stimulus's own CLIP tokens (HAVIR's first
-    version used a picture synthesised from the caption instead). The text target is the mean over the picture's captions, as in
-    Brain-Diffuser, or its first caption alone.
+    """Encode the pictures and captions of ``nsd_ids``, in memory.
 
     Parameters
     ----------
@@ -123,7 +126,7 @@ def build(
     encoder : Encoder
         The generator the decoder will drive.
     captions : {'mean', 'first'}
-        How several captions become one target.
+        See :func:`encode`.
     progress : callable, optional
         Called with the share done in [0, 1] and a line of text.
 
@@ -137,11 +140,10 @@ def build(
         A picture has no caption.
     """
     ids = np.unique(np.asarray(nsd_ids, dtype=np.int64))
-    parts: list[tuple[FloatArray, FloatArray, FloatArray]] = []
+    parts: list[Rows] = []
     for start in range(0, len(ids), _CHUNK):
         chunk = ids[start : start + _CHUNK]
-        pictures = dataset.stimuli(chunk)
-        parts.append((encoder.encode_latents(pictures), encoder.embed_images(pictures), _texts(dataset, chunk, encoder, captions)))
+        parts.append(encode(dataset, chunk, encoder, captions=captions))
         if progress:
             done = start + len(chunk)
             progress(done / len(ids), f"encoded {done} of {len(ids)} pictures")
@@ -149,14 +151,54 @@ def build(
     return Targets(latents, images, texts, ids)
 
 
-def _texts(dataset: Dataset, nsd_ids: IntArray, encoder: Encoder, captions: CaptionTarget) -> FloatArray:
-    groups = [[c for c in dataset.captions(int(nsd_id)) if c.strip()] for nsd_id in nsd_ids]
-    for nsd_id, group in zip(nsd_ids, groups, strict=True):
-        if not group:
-            msg = f"picture {nsd_id} of {dataset.name} has no caption under {dataset.root}; the text target needs at least one: add the captions file"
-            raise DataMissing(msg)
-    if captions == "first":
-        groups = [group[:1] for group in groups]
+def encode(dataset: Dataset, nsd_ids: IntArray, encoder: Encoder, *, captions: CaptionTarget = "mean", draw: Draw | None = None) -> Rows:
+    """Encode some pictures and their captions together.
+
+    The structural target is the autoencoder's encoding of the stimulus. The image target is the stimulus's own CLIP tokens, or those of a picture drawn from
+    the text target alone, as in HAVIR's first version. The text target is the mean over the picture's captions that are not empty, as in
+    Brain-Diffuser, or its first caption alone.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    nsd_ids : int64 (n,)
+        Any order.
+    encoder : Encoder
+    captions : {'mean', 'first'}
+        How several captions become one target.
+    draw : callable, optional
+        Draws the pictures whose tokens become the image target.
+
+    Returns
+    -------
+    Rows
+        float32, in the order asked for.
+
+    Raises
+    ------
+    DataMissing
+        A picture is not at hand, or has no caption.
+    """
+    groups = used_captions(dataset, nsd_ids, captions)
+    pictures = dataset.stimuli(nsd_ids)
     embeds = encoder.embed_texts([caption for group in groups for caption in group])
     edges = np.cumsum([0, *(len(group) for group in groups)])
-    return np.stack([embeds[low:high].mean(0) for low, high in itertools.pairwise(edges)])
+    texts = np.stack([embeds[low:high].mean(0) for low, high in itertools.pairwise(edges)])
+    return Rows(encoder.encode_latents(pictures), encoder.embed_images(draw(texts, nsd_ids) if draw else pictures), texts)
+
+
+def used_captions(dataset: Dataset, nsd_ids: IntArray, rule: CaptionTarget) -> list[tuple[str, ...]]:
+    """Return the captions that make each picture's text target: all that are not empty, or the first of them.
+
+    Raises
+    ------
+    DataMissing
+        A picture has none.
+    """
+    groups = [tuple(caption for caption in dataset.captions(int(nsd_id)) if caption.strip()) for nsd_id in nsd_ids]
+    bare = [int(nsd_id) for nsd_id, group in zip(nsd_ids, groups, strict=True) if not group]
+    if bare:
+        more = f" (and {len(bare) - 1:,} more)" if len(bare) > 1 else ""
+        msg = f"picture {bare[0]}{more} of {dataset.name} has no caption under {dataset.root}; the text target needs at least one: add the captions file"
+        raise DataMissing(msg)
+    return [group[:1] for group in groups] if rule == "first" else groups

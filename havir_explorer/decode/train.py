@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
+from torch import Tensor
 
 from havir_explorer.data.dataset import Dataset
-from havir_explorer.decode import manifest
-from havir_explorer.decode.blocks import use_generator
+from havir_explorer.decode import branches as modules
+from havir_explorer.decode import files
+from havir_explorer.decode.files import PREFIXES, Parts
 from havir_explorer.decode.havir import Havir
-from havir_explorer.decode.manifest import Manifest, Record
+from havir_explorer.decode.machine import Machine
+from havir_explorer.decode.manifest import Manifest, Record, voxel_hash
+from havir_explorer.decode.objectives import OBJECTIVES
 from havir_explorer.decode.options import Options
-from havir_explorer.decode.run import CHECKPOINT, BranchRun, Pairs, Progress, Run
-from havir_explorer.decode.samples import collect, hold_out
+from havir_explorer.decode.pairs import Learner, Lesson, pair
+from havir_explorer.decode.run import Notice, Plan, Progress, Run, remove
+from havir_explorer.decode.samples import Samples, collect
 from havir_explorer.decode.split import Split, choose
-from havir_explorer.decode.targets import Targets
-from havir_explorer.errors import RequestError
+from havir_explorer.decode.targets import TargetSource
+from havir_explorer.errors import RequestError, WeightsInvalid
+from havir_explorer.records import Branch
 
 STEPS = 1500
+BOTH: tuple[Branch, ...] = ("structural", "semantic")
+_SAME = ("subject", "dataset", "convention", "split", "voxel_hash", "n_spatial", "n_semantic", "latent_shape", "image_shape", "text_shape")
+"""What two branches of one decoder agree in."""
 
 
 def fit(
     dataset: Dataset,
     subject: str,
-    targets: Targets,
+    targets: TargetSource,
     folder: Path,
     *,
     steps: int = STEPS,
@@ -37,130 +46,198 @@ def fit(
     options: Options | None = None,
     device: str = "cpu",
 ) -> Havir:
-    """Train both branches of a subject and save them.
+    """Train both branches of a subject, save them and read them back; arguments and errors as :func:`fit_branches`."""
+    fit_branches(dataset, subject, targets, folder, steps=steps, seed=seed, progress=progress, resume=resume, options=options, device=device)
+    return Havir.load(folder, device=device)
+
+
+def fit_branches(
+    dataset: Dataset,
+    subject: str,
+    targets: TargetSource,
+    folder: Path,
+    *,
+    branches: tuple[Branch, ...] = BOTH,
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
+    resume: bool = True,
+    options: Options | None = None,
+    device: str = "cpu",
+) -> Manifest:
+    """Train branches of a subject one after the other, and save them when all are done.
+
+    A branch's weights do not depend on whether the other is trained in the same call.
 
     Parameters
     ----------
     dataset : Dataset
     subject : str
-    targets : Targets
-        Of any pictures; shared (test) pictures among them are never used.
+    targets : TargetSource
+        Of any pictures; shared (test) pictures among them are never used. Read batch by batch.
     folder : Path
-        Receives the weights, the manifest and, on the way, a checkpoint.
+        Receives the weights, the manifest, each branch's loss curve and, on the way, its checkpoint. A branch that is not trained stays as it
+        is in there; a decoder can be loaded once both are.
+    branches : tuple of {'structural', 'semantic'}
     steps : int
-        Optimiser steps, 1 or more.
+        Optimiser steps of each branch, 1 or more.
     seed : int
         Decides initial weights, held-out images, batches, mixing and dropout.
     progress : callable, optional
         Called with the share done in [0, 1] and a line with the losses. What it raises stops the run; the checkpoint stays.
+    notice : callable, optional
+        Called with a sentence about what does not stop the training but should be known, such as memory that ran out.
     resume : bool
-        Continue from the folder's checkpoint, to the same weights as without the interruption.
+        Continue from the folder's checkpoints, to the same weights as without the interruption.
     options : Options, optional
     device : str
 
     Returns
     -------
-    Havir
-        As read back from ``folder``: the weights of the step that was best on held-out images, per branch.
+    Manifest
+        As saved. The weights are those of the step that was best on held-out images, per branch.
 
     Raises
     ------
     RequestError
-        ``steps`` below 1.
+        ``steps`` below 1, or the device lacks the number format.
     DataInvalid
         Too few training images.
     WeightsInvalid
-        The checkpoint is of another run.
+        The checkpoint is of another run, or the branch that stays is of another decoder.
+    TrainingDiverged
+        A loss is not finite any more; the last checkpoint stays.
+    DeviceOutOfMemory
+        Not even one picture at a time fits.
+    OutputError
+        The disk is full or the folder cannot be written.
     """
     if steps < 1:
         msg = f"steps must be 1 or more; got {steps}"
         raise RequestError(msg)
-    options = options or Options()
-    began = time.monotonic()
-    draws = torch.Generator().manual_seed(seed)
-    noise = torch.Generator(device).manual_seed(seed)
+    options, began = options or Options(), time.monotonic()
     split = choose(dataset.atlas(subject), options.choice)
-    spatial, semantic = split.spatial, split.semantic
-    pairs = _pairs(dataset, subject, targets, options, draws, device)
-    blank = _manifest(dataset, subject, targets, pairs, options, split)
-    havir = Havir.fresh(blank, spatial, semantic, draws).to(device)
-    _start_at_mean(havir, pairs)
-    use_generator(havir, noise)
-    rates = (options.structural_rate, options.semantic_rate)
-    modules = (havir.structural_generator, havir.semantic_extractor)
-    branches = [BranchRun(m, pairs.samples.columns(v), r, options) for m, v, r in zip(modules, (spatial, semantic), rates, strict=True)]
-    run = Run(havir, branches, pairs, options, steps, (draws, noise), f"{seed} {blank.model_dump_json()}")
-    run.loop(folder, resume=resume, progress=progress)
-    return _finish(run, folder, seed, began, device)
-
-
-def _pairs(dataset: Dataset, subject: str, targets: Targets, options: Options, draws: torch.Generator, device: str) -> Pairs:
     samples = collect(dataset, subject, targets.nsd_ids)
-    order = np.argsort(targets.nsd_ids)
-    rows = order[np.searchsorted(targets.nsd_ids[order], samples.nsd_ids)]
-    held = hold_out(len(rows), options.held_out, draws)
-    latents, image, text = (torch.from_numpy(values[rows]).to(device) for values in (targets.latents, targets.image_embeds, targets.text_embeds))
-    return Pairs(samples, latents, image, text, torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held)))
+    blank = _manifest(dataset, subject, targets, samples, options, split)
+    kept = _kept(folder, blank, branches)
+    identity = json.dumps([seed, steps, blank.model_dump_json(), asdict(options)], default=lambda record: record.model_dump())
+    plan, machine = Plan(options, steps, seed, identity), Machine(device, options.precision)
+    taught = []
+    for number, branch in enumerate(branches):
+        voxels = split.spatial if branch == "structural" else split.semantic
+        lesson = Lesson(OBJECTIVES[branch], (pair(samples, voxels, targets, options.held_out, seed),), targets)
+        taught.append(_teach(lesson, blank, plan, machine, folder, resume=resume, progress=_share(progress, number, len(branches)), notice=notice))
+    run = Record(seed=seed, steps=steps, seconds=round(time.monotonic() - began, 1), device=str(machine.device), caption_target=options.caption_target)
+    parts = _joined(blank, split, taught, kept, run)
+    if machine.rank == 0:
+        files.write(folder, parts)
+        remove(folder, branches)
+    machine.wait()
+    return parts.manifest
 
 
-def _manifest(dataset: Dataset, subject: str, targets: Targets, pairs: Pairs, options: Options, split: Split) -> Manifest:
-    tokens = [(int(t.shape[1]), int(t.shape[2])) for t in (targets.image_embeds, targets.text_embeds)]
+@dataclass(frozen=True, eq=False)
+class _Taught:
+    """A trained branch: its tensors by the names they have in a decoder, and how it went."""
+
+    branch: Branch
+    tensors: dict[str, Tensor]
+    loss: float
+    step: int
+    training_images: int
+    held_out_images: int
+
+
+def _teach(
+    lesson: Lesson, blank: Manifest, plan: Plan, machine: Machine, folder: Path, *, resume: bool, progress: Progress | None, notice: Notice | None
+) -> _Taught:
+    """Train one branch of one subject from the start or from its checkpoint, and repair it."""
+    branch, pairs = lesson.objective.branch, lesson.pairs[0]
+    module = modules.fresh(lesson.objective, blank, plan.seed)
+    modules.start(lesson, module)
+    learner = Learner(module.to(machine.device))
+    run = Run(lesson, learner, plan, machine)
+    run.loop(folder, resume=resume, progress=progress, notice=notice)
+    modules.finish(lesson, learner, plan.options)
+    tensors = {f"{PREFIXES[branch]}{name}": value.detach().cpu() for name, value in module.state_dict().items()}
+    return _Taught(branch, tensors, run.state.best_loss, run.state.best_step, len(pairs.train), len(pairs.held))
+
+
+def _share(progress: Progress | None, number: int, count: int) -> Progress | None:
+    """Let one branch's progress move its part of the bar."""
+    return None if progress is None else lambda share, line: progress((number + share) / count, line)
+
+
+def _kept(folder: Path, blank: Manifest, branches: tuple[Branch, ...]) -> Parts | None:
+    """Read the branch that stays as it is in the folder; None where nothing stays.
+
+    Raises
+    ------
+    WeightsInvalid
+        It is of another decoder than the branch that is about to be trained.
+    """
+    if set(branches) == set(BOTH) or not (folder / files.WEIGHTS).is_file():
+        return None
+    there = files.read(folder)
+    stays = [branch for branch in there.branches if branch not in branches]
+    if not stays:
+        return None
+    other = [name for name in _SAME if getattr(there.manifest, name) != getattr(blank, name)]
+    if other or (there.manifest.generator and there.manifest.generator != blank.generator):
+        what = f"{', '.join(other)} differ" if other else "it was trained for another generator"
+        msg = (
+            f"the {stays[0]} branch in {folder} is of another decoder ({what}), and one branch cannot join it: "
+            "choose another --out, or train both by leaving --branch out"
+        )
+        raise WeightsInvalid(msg)
+    tensors = {name: value for name, value in there.tensors.items() if name.startswith(PREFIXES[stays[0]])}
+    return Parts(there.manifest, there.spatial, there.semantic, tensors)
+
+
+def _joined(blank: Manifest, split: Split, taught: list[_Taught], kept: Parts | None, run: Record) -> Parts:
+    """Put what was trained beside the branch that stays, with the losses of both; the rest of the record is of this training."""
+    there = kept.manifest.record if kept else Record()
+    losses = {"structural": (there.held_out_loss_structural, there.best_step_structural), "semantic": (there.held_out_loss_semantic, there.best_step_semantic)}
+    losses |= {one.branch: (one.loss, one.step) for one in taught}
+    record = run.model_copy(
+        update={
+            "date": dt.datetime.now(dt.UTC).date().isoformat(),
+            "training_images": taught[0].training_images,
+            "held_out_images": taught[0].held_out_images,
+            "held_out_loss_structural": losses["structural"][0],
+            "held_out_loss_semantic": losses["semantic"][0],
+            "best_step_structural": losses["structural"][1],
+            "best_step_semantic": losses["semantic"][1],
+        }
+    )
+    seen = sorted({*blank.train_nsd_ids, *(kept.manifest.train_nsd_ids if kept else ())})
+    sizes = {str(branch): getattr(kept.manifest, branch) for branch in kept.branches} if kept else {}
+    manifest = blank.model_copy(update={"record": record, "train_nsd_ids": tuple(seen), **sizes})
+    tensors = dict(kept.tensors) if kept else {}
+    for one in taught:
+        tensors |= one.tensors
+    return Parts(manifest, split.spatial, split.semantic, tensors)
+
+
+def _manifest(dataset: Dataset, subject: str, targets: TargetSource, samples: Samples, options: Options, split: Split) -> Manifest:
+    shapes = targets.shapes
     return Manifest(
         subject=subject,
         dataset=dataset.name,
         convention=dataset.convention,
         split=split.words,
         choice=split.choice,
-        voxel_hash=manifest.voxel_hash(dataset.geometry(subject).flat_index),
+        voxel_hash=voxel_hash(dataset.geometry(subject).flat_index),
         n_voxels=len(split.spatial),
         n_spatial=int(split.spatial.sum()),
         n_semantic=int(split.semantic.sum()),
-        latent_shape=(int(targets.latents.shape[1]), int(targets.latents.shape[2]), int(targets.latents.shape[3])),
-        image_shape=tokens[0],
-        text_shape=tokens[1],
+        latent_shape=(shapes.latents[0], shapes.latents[1], shapes.latents[2]),
+        image_shape=(shapes.image_embeds[0], shapes.image_embeds[1]),
+        text_shape=(shapes.text_embeds[0], shapes.text_embeds[1]),
         structural=options.structural,
         semantic=options.semantic,
-        train_nsd_ids=tuple(int(n) for n in pairs.samples.nsd_ids),
+        train_nsd_ids=tuple(int(n) for n in samples.nsd_ids),
         generator=targets.generator,
         record=Record(),
     )
-
-
-@torch.no_grad()
-def _start_at_mean(havir: Havir, pairs: Pairs) -> None:
-    """Let both heads begin at the mean target, so that training is spent on what differs between pictures."""
-    extractor = havir.semantic_extractor
-    for head, target in ((extractor.to_image, pairs.image), (extractor.to_text, pairs.text)):
-        head.weight.mul_(0.1 * float(target.std()))
-        head.bias.copy_(target[pairs.train].mean(0).flatten())
-
-
-def _finish(run: Run, folder: Path, seed: int, began: float, device: str) -> Havir:
-    havir, pairs, options = run.havir, run.pairs, run.options
-    for branch in run.branches:
-        branch.module.load_state_dict(branch.best["state"])
-    everyone = torch.arange(len(pairs.samples.nsd_ids))
-    latents, image, text = (torch.cat(parts) for parts in zip(*(run.predict(chunk) for chunk in torch.split(everyone, 256)), strict=True))
-    held = torch.isin(everyone, pairs.held).to(latents.device)
-    havir.structural_generator.repair.fit(latents, pairs.latents, held, options.repair_latents)
-    havir.semantic_extractor.repair_image.fit(image, pairs.image, held, options.repair_tokens)
-    havir.semantic_extractor.repair_text.fit(text, pairs.text, held, options.repair_tokens)
-    structural, semantic = run.branches
-    record = Record(
-        steps=run.steps,
-        seed=seed,
-        seconds=round(time.monotonic() - began, 1),
-        date=dt.datetime.now(dt.UTC).date().isoformat(),
-        device=device,
-        training_images=len(pairs.train),
-        held_out_images=len(pairs.held),
-        held_out_loss_structural=structural.best["loss"],
-        held_out_loss_semantic=semantic.best["loss"],
-        best_step_structural=structural.best["step"],
-        best_step_semantic=semantic.best["step"],
-        caption_target=options.caption_target,
-    )
-    havir.manifest = havir.manifest.model_copy(update={"record": record})
-    havir.save(folder)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    return Havir.load(folder, device=device)

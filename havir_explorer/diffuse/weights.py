@@ -26,6 +26,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = torch.float32,
     variant: str | None = None,
+    denoiser: bool = True,
 ) -> VersatileDiffusion:
     """Load what draws pictures; the CLIP towers follow when they are first used.
 
@@ -41,6 +42,8 @@ def load(
         Number format it runs in: ``float32``, ``float16`` or ``bfloat16``. In float16 the autoencoder stays float32, whose range it needs.
     variant : str, optional
         Read only weight files with this in their names, e.g. ``fp16``.
+    denoiser : bool
+        False leaves the largest part without weights: encoding needs none of it.
 
     Raises
     ------
@@ -56,7 +59,7 @@ def load(
     place = Place(devices.device(device), devices.dtype(dtype))
     source = locate(folder, variant)
     try:
-        return _loaded(source, place)
+        return _loaded(source, place, denoiser=denoiser)
     except torch.OutOfMemoryError as fault:
         msg = f"{place.device} has no room for the {source} in {place.dtype}; free some, load it in half precision, or use another device"
         raise DeviceOutOfMemory(msg) from fault
@@ -95,14 +98,15 @@ def save(model: VersatileDiffusion, folder: Path, dtype: torch.dtype = torch.flo
     image_processor.save_pretrained(folder / "image_feature_extractor")
 
 
-def _loaded(source: Source, place: Place) -> VersatileDiffusion:
+def _loaded(source: Source, place: Place, *, denoiser: bool) -> VersatileDiffusion:
     scheduler = source.config("scheduler")
     vae, unet = parts.blank(source, "vae"), parts.blank(source, "image_unet")
     for part, module in (("vae", vae), ("image_unet", unet), ("text_unet", unet)):
         parts.agreed(source, part, module)  # all is looked at before anything large is read
     known = extras.of(source)  # before the weights that stay: computing it takes some that do not
     parts.fill(source, "vae", vae, Place(place.device, torch.float32 if place.dtype == torch.float16 else place.dtype))
-    parts.fill_flows(source, unet, place)
+    if denoiser:
+        parts.fill_flows(source, unet, place)
     return VersatileDiffusion(
         unet=unet,
         vae=vae,
