@@ -89,6 +89,8 @@ def test_a_control_is_drawn_from_all_voxels_of_the_branch(world: SmallWorld, tra
 def test_the_choice_is_stored_and_read_back(trained: tuple[Havir, Path]) -> None:
     havir, folder = trained
     again = Havir.load(folder)
+    assert "| mixco | 0.5 |" in (folder / "card.md").read_text()
+    assert again.manifest.record.versions[0][0] == "python"
     assert again.manifest.choice == Choice(name="all")
     assert again.manifest.split.startswith("both branches: nsdgeneral")
     assert (again.manifest.n_spatial, again.manifest.n_semantic) == (READ, READ)

@@ -83,8 +83,13 @@ class Repair(nn.Module):
     """Give predictions back the mean and the spread that regression took from them.
 
     A regression's predictions shrink towards the mean, and a generator reads small embeddings as weak ones. Brain-Diffuser z-scores
-    predictions over the test set and applies the training mean and spread, which one live trial cannot do; here the predictions' mean and
-    the gain come from held-out training images and are stored with the weights.
+    predictions over the test set and applies the training mean and spread, which one live trial cannot do; here both come from training
+    images and are stored with the weights, and no test image is looked at.
+
+    How much a prediction has shrunk shows only on images that the weights have not learnt by heart, so the gain is the ratio of spreads over
+    the held-out training images alone: out-of-sample predictions, of one fold. The same images have chosen the best step, which favours them
+    a little. More folds would mean as many trainings; new heads fitted in folds on the finished trunk would not be out of sample, because
+    the trunk has seen every image.
 
     Parameters
     ----------
@@ -125,8 +130,8 @@ class Repair(nn.Module):
         Parameters
         ----------
         batches : iterable of (predicted, target, held out)
-            float (n, *shape) twice, of training images (a mean is hardly overfitted, a spread is), and bool (n,): pairs that the weights
-            have not seen.
+            float (n, *shape) twice, of training images, and bool (n,): pairs that the weights have not seen. A mean is hardly overfitted,
+            a spread is: what the weights have seen does not enter the gain.
         strength : float
             0 keeps the predictions' spread, 1 restores the targets' fully; in between, the ratio to this power.
 
@@ -154,7 +159,7 @@ class Repair(nn.Module):
 
 
 class _Moments:
-    """The mean of all rows, and the held-out rows' mean square distance from it, gathered batch by batch in float64 on the CPU."""
+    """The mean of all rows, and the variance of the held-out ones alone, gathered batch by batch in float64 on the CPU."""
 
     def __init__(self) -> None:
         self.count = self.held_count = 0
@@ -173,7 +178,7 @@ class _Moments:
 
     @property
     def held_variance(self) -> Tensor:
-        return (self.held_squares - 2 * self.mean * self.held_sum) / self.held_count + self.mean.square()
+        return (self.held_squares / self.held_count - (self.held_sum / self.held_count).square()).clamp_min(0)
 
 
 @torch.no_grad()

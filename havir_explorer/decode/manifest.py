@@ -46,7 +46,10 @@ class SemanticSizes(_Frozen):
 
 
 class Record(_Frozen):
-    """How the weights came about: steps, seed, wall time, the losses on held-out training images and what they measured."""
+    """How the weights came about: steps, seed, wall time, the losses on held-out training images and what they measured.
+
+    ``hyper_parameters`` and ``versions`` are names with their values as words.
+    """
 
     steps: int = 0
     seed: int = 0
@@ -60,6 +63,8 @@ class Record(_Frozen):
     best_step_structural: int = 0
     best_step_semantic: int = 0
     caption_target: str = "mean"
+    hyper_parameters: tuple[tuple[str, str], ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
 
 
 class Manifest(_Frozen):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
@@ -24,7 +24,11 @@ class Options:
     weight_decay : float
         Of matrices and kernels; biases and norms are spared.
     edges : float
-        Weight of the Sobel term.
+        Weight of the Sobel term in latents.
+    pixel_edges : float
+        Weight of the Sobel term in decoded pictures (:mod:`~havir_explorer.decode.edges`); 0 leaves it out.
+    pixel_pictures : int
+        How many pictures of a batch are decoded for it.
     temperature, mse, contrast : float
         Of the token loss. MindBridge's ``mse`` is 1e4; with a few thousand pictures SoftCLIP then drowns it and tokens come out
         distinguishable but far from their targets (centred cosine of image tokens 0.49 on the teaching world's test images, 0.81 with 1e6).
@@ -54,6 +58,8 @@ class Options:
     semantic_rate: float = 3e-3
     weight_decay: float = 0.05
     edges: float = 0.1
+    pixel_edges: float = 0.0
+    pixel_pictures: int = 4
     temperature: float = 0.005
     mse: float = 1e6
     contrast: float = 1.0
@@ -67,3 +73,7 @@ class Options:
     caption_target: str = "mean"
     choice: Choice = field(default_factory=Choice)
     mixco: float = 0.0
+
+    def listed(self) -> tuple[tuple[str, str], ...]:
+        """Return names and values as words, without the sizes and the choice of voxels, which a manifest holds anyway."""
+        return tuple((f.name, str(getattr(self, f.name))) for f in fields(self) if f.name not in ("structural", "semantic", "choice"))

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from havir_explorer.decode import chance
+from havir_explorer.decode.edges import PixelEdges
+from havir_explorer.decode.mixco import Mixing
 from havir_explorer.decode.objectives import Objective, Tensors
+from havir_explorer.decode.options import Options
 from havir_explorer.decode.samples import Samples, hold_out
 from havir_explorer.decode.targets import TargetSource
 from havir_explorer.records import BoolArray, IntArray
@@ -100,11 +103,22 @@ class Lesson:
         One a subject; several share the trunk.
     source : TargetSource
         Read batch by batch.
+    edges : PixelEdges, optional
+        Where edges are compared in decoded pictures too: the branch's first head is latents.
     """
 
     objective: Objective
     pairs: tuple[Pairs, ...]
     source: TargetSource
+    edges: PixelEdges | None = None
+
+    def loss(self, predicted: Tensors, subject: int, pictures: Tensor, options: Options, mixing: Mixing | None = None) -> Tensor:
+        """Return the loss of what was predicted for pictures, float (); a few of them are decoded where edges are compared in pixels."""
+        loss = self.objective.loss(predicted, self.targets(subject, pictures, predicted[0].device), options, mixing)
+        if self.edges is None or not options.pixel_edges:
+            return loss
+        few = pictures[: options.pixel_pictures]
+        return loss + options.pixel_edges * self.edges.loss(predicted[0][: len(few)], self.pairs[subject].nsd_ids(few))
 
     def targets(self, subject: int, pictures: Tensor, device: torch.device) -> Tensors:
         """Read the targets of pictures, float32, one tensor a head."""

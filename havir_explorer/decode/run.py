@@ -174,11 +174,10 @@ class Run:
     def _loss(self, shown: Draw, index: int) -> Tensor:
         device, options = self.machine.device, self.plan.options
         voxels = self.lesson.pairs[shown.subject].voxels(shown.weights, shown.pictures).to(device)
-        target = self.lesson.targets(shown.subject, shown.pictures, device)
         mixes = self.lesson.objective.mixes and self.state.done < options.mixco * self.plan.steps
         mixing = mixco.draw(len(voxels), chance.generator(*self._here(_MIXING), index)) if mixes else None
         predicted = self.module(voxels if mixing is None else mixing.mix(voxels), shown.subject)
-        return self.lesson.objective.loss(predicted, target, options, mixing)
+        return self.lesson.loss(predicted, shown.subject, shown.pictures, options, mixing)
 
     def _here(self, use: int) -> tuple[int, ...]:
         """Where random numbers are used that differ between processes."""
@@ -245,8 +244,7 @@ class Run:
             summed = 0.0
             for pictures in pairs.held.split(CHUNK):
                 predicted = self.learner(pairs.averaged(pictures).to(self.machine.device), subject)
-                target = self.lesson.targets(subject, pictures, self.machine.device)
-                loss = float(self.lesson.objective.loss(predicted, target, self.plan.options))
+                loss = float(self.lesson.loss(predicted, subject, pictures, self.plan.options))
                 if not math.isfinite(loss):
                     raise TrainingDiverged(self._accusation(loss, Draw(subject, pictures, pairs.samples.means(pictures))))
                 summed += loss * len(pictures)

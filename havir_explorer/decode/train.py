@@ -12,7 +12,8 @@ from torch import Tensor
 
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.decode import branches as modules
-from havir_explorer.decode import files
+from havir_explorer.decode import card, files
+from havir_explorer.decode.edges import PixelEdges
 from havir_explorer.decode.files import PREFIXES, Parts
 from havir_explorer.decode.havir import Havir
 from havir_explorer.decode.machine import Machine
@@ -45,9 +46,10 @@ def fit(
     resume: bool = True,
     options: Options | None = None,
     device: str = "cpu",
+    edges: PixelEdges | None = None,
 ) -> Havir:
     """Train both branches of a subject, save them and read them back; arguments and errors as :func:`fit_branches`."""
-    fit_branches(dataset, subject, targets, folder, steps=steps, seed=seed, progress=progress, resume=resume, options=options, device=device)
+    fit_branches(dataset, subject, targets, folder, steps=steps, seed=seed, progress=progress, resume=resume, options=options, device=device, edges=edges)
     return Havir.load(folder, device=device)
 
 
@@ -65,6 +67,7 @@ def fit_branches(
     resume: bool = True,
     options: Options | None = None,
     device: str = "cpu",
+    edges: PixelEdges | None = None,
 ) -> Manifest:
     """Train branches of a subject one after the other, and save them when all are done.
 
@@ -92,6 +95,8 @@ def fit_branches(
         Continue from the folder's checkpoints, to the same weights as without the interruption.
     options : Options, optional
     device : str
+    edges : PixelEdges, optional
+        The generator's decoder and the stimuli, where ``options`` compares edges in pixels.
 
     Returns
     -------
@@ -101,7 +106,7 @@ def fit_branches(
     Raises
     ------
     RequestError
-        ``steps`` below 1, or the device lacks the number format.
+        ``steps`` below 1, edges in pixels without a decoder, or the device lacks the number format.
     DataInvalid
         Too few training images.
     WeightsInvalid
@@ -117,6 +122,9 @@ def fit_branches(
         msg = f"steps must be 1 or more; got {steps}"
         raise RequestError(msg)
     options, began = options or Options(), time.monotonic()
+    if options.pixel_edges and edges is None:
+        msg = "edges in pixels need the generator's decoder and the stimuli, and none were given; give edges, or compare them in latents"
+        raise RequestError(msg)
     split = choose(dataset.atlas(subject), options.choice)
     samples = collect(dataset, subject, targets.nsd_ids)
     blank = _manifest(dataset, subject, targets, samples, options, split)
@@ -126,12 +134,15 @@ def fit_branches(
     taught = []
     for number, branch in enumerate(branches):
         voxels = split.spatial if branch == "structural" else split.semantic
-        lesson = Lesson(OBJECTIVES[branch], (pair(samples, voxels, targets, options.held_out, seed),), targets)
+        of_pixels = edges if branch == "structural" else None
+        lesson = Lesson(OBJECTIVES[branch], (pair(samples, voxels, targets, options.held_out, seed),), targets, of_pixels)
         taught.append(_teach(lesson, blank, plan, machine, folder, resume=resume, progress=_share(progress, number, len(branches)), notice=notice))
-    run = Record(seed=seed, steps=steps, seconds=round(time.monotonic() - began, 1), device=str(machine.device), caption_target=options.caption_target)
+    seconds, listed = round(time.monotonic() - began, 1), options.listed()
+    run = Record(seed=seed, steps=steps, seconds=seconds, device=str(machine.device), caption_target=options.caption_target, hyper_parameters=listed)
     parts = _joined(blank, split, taught, kept, run)
     if machine.rank == 0:
         files.write(folder, parts)
+        card.write(folder)
         remove(folder, branches)
     machine.wait()
     return parts.manifest
@@ -209,6 +220,7 @@ def _joined(blank: Manifest, split: Split, taught: list[_Taught], kept: Parts | 
             "held_out_loss_semantic": losses["semantic"][0],
             "best_step_structural": losses["structural"][1],
             "best_step_semantic": losses["semantic"][1],
+            "versions": card.versions(),
         }
     )
     seen = sorted({*blank.train_nsd_ids, *(kept.manifest.train_nsd_ids if kept else ())})

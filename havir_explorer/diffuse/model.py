@@ -118,6 +118,11 @@ class VersatileDiffusion:
         parts = [self.vae.decode(chunk / self.vae.config.scaling_factor).sample for chunk in whole.split(batch)]
         return to_uint8(torch.cat(parts).float() / 2 + 0.5)
 
+    def decode_pixels(self, latents: Tensor) -> Tensor:
+        """Return pictures, float32 (n, 3, H, W), of scaled latents (n, 4, h, w) on any device: about [0, 1], not clamped, so that gradients pass."""
+        drawn: Tensor = self.vae.decode(latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor).sample
+        return drawn.float().to(latents.device) / 2 + 0.5
+
     @torch.inference_mode()
     def embed_images(self, pictures: UInt8Array, batch: int = 32) -> FloatArray:
         """Return image embeddings, float32 (n, n_tokens, width): every projected token over the norm of the projected class token."""
