@@ -190,13 +190,18 @@ def train(
     resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on from the folder's last checkpoint.")] = True,
     captions: Annotated[str | None, typer.Option("--captions", help="Text target: mean or first caption. [mean; first for the teaching world]")] = None,
     generator: GeneratorOption = None,
+    split: Annotated[str | None, typer.Option("--split", help="Voxels of the branches: default, takagi, streams, or all (to both: the control).")] = None,
+    rois: Annotated[str | None, typer.Option("--rois", help="Only these ROIs of the split, with commas between: V1,V2,FFA-1.")] = None,
+    edges: Annotated[str, typer.Option("--edges", help="Compare edges of latents, or of pixels (decoded pictures; slower).")] = "latents",
+    mixco: Annotated[bool, typer.Option("--mixco", help="Mix brain responses for the first third of the run (BiMixCo).")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train HAVIR's two branches on one subject's responses."""
-    from havir_explorer import cli_train
+    from havir_explorer import cli_train, cli_train_asked
 
+    asked = cli_train_asked.asked(mixco=mixco, edges=edges, split_name=split, rois=rois)
     wanted = cli_train.caption_target(captions)
-    trained = cli_train.train(dataset, subject, generator or _D.generator, out, captions=wanted, steps=steps, seed=seed, resume=resume)
+    trained = cli_train.train(dataset, subject, generator or _D.generator, out, captions=wanted, steps=steps, seed=seed, resume=resume, asked=asked)
     if as_json:
         facts = {"weights": str(trained.weights), "subject": trained.subject, "images": trained.images, "wall_seconds": trained.wall_seconds}
         emit({**facts, **trained.record.model_dump()})

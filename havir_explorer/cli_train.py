@@ -11,9 +11,11 @@ import numpy as np
 
 from havir_explorer import encoding, paths
 from havir_explorer.cli_show import console, progress_bar
+from havir_explorer.cli_train_asked import Asked, pixel_edges
 from havir_explorer.data import open_dataset
 from havir_explorer.decode.manifest import Record
 from havir_explorer.decode.options import Options
+from havir_explorer.decode.split import choose
 from havir_explorer.decode.targets import CaptionTarget
 from havir_explorer.decode.train import STEPS, fit
 from havir_explorer.errors import OutputError, RequestError, nearest
@@ -67,6 +69,7 @@ def train(
     steps: int | None,
     seed: int,
     resume: bool,
+    asked: Asked,
 ) -> Trained:
     """Train one subject's decoder on every image that is not shared, and say what came of it.
 
@@ -75,7 +78,7 @@ def train(
     Raises
     ------
     RequestError
-        The subject is unknown.
+        The subject is unknown, or the voxels asked for leave a branch without any.
     OutputError
         The folder cannot be made or written.
     """
@@ -83,6 +86,7 @@ def train(
     if subject not in tree.subjects():
         msg = f"{tree.name} has no subject {subject!r}; {nearest(subject, tree.subjects())}"
         raise RequestError(msg)
+    choose(tree.atlas(subject), asked.choice)  # said before anything is encoded
     folder = _folder(out or paths.cache_folder() / "havir" / tree.name / subject)
     started = time.perf_counter()
     trials = tree.trials(subject)
@@ -93,9 +97,11 @@ def train(
         console(to_stderr=True).print(str(work))
     with progress_bar("encoding stimuli") as show:
         store = encoding.make(work, progress=show)
-    wanted, options = store.read(seen), Options(caption_target=store.caption_target)
+    wanted, options = store.read(seen), asked.options(Options(caption_target=store.caption_target))
+    edges = pixel_edges(tree, work.encode.model) if asked.pixels else None
+    count = STEPS if steps is None else steps
     with progress_bar("training") as show:
-        model = fit(tree, subject, wanted, folder, steps=STEPS if steps is None else steps, seed=seed, progress=show, resume=resume, options=options)
+        model = fit(tree, subject, wanted, folder, steps=count, seed=seed, progress=show, resume=resume, options=options, edges=edges)
     return Trained(folder, subject, len(seen), round(time.perf_counter() - started, 1), model.manifest.record)
 
 
