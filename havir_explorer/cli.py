@@ -19,7 +19,7 @@ from havir_explorer.records import Branch, Request
 
 if TYPE_CHECKING:
     from havir_explorer.data.dataset import Dataset
-    from havir_explorer.decode.havir import Havir
+    from havir_explorer.decode.decoders import Decoder
     from havir_explorer.measure import Tower
 
 app = typer.Typer(
@@ -251,13 +251,13 @@ def map_(
         console().print(f"wrote {out}{f' and {csv}' if csv else ''}")
 
 
-def _trained(tree: Dataset, subject: str, folder: str | None) -> Havir:
+def _trained(tree: Dataset, subject: str, folder: str | None) -> Decoder:
     """The subject's decoder alone: a map needs no generator."""
-    from havir_explorer.decode.havir import Havir
+    from havir_explorer.decode import decoders
     from havir_explorer.pipeline import decoder_folder
 
     tree.trials(subject)  # says which subjects there are when this is none of them
-    model = Havir.load(Path(folder) if folder else decoder_folder(tree, subject))
+    model = decoders.load(Path(folder) if folder else decoder_folder(tree, subject))
     model.manifest.check(tree, subject)
     return model
 

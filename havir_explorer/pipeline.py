@@ -15,7 +15,8 @@ import numpy as np
 from havir_explorer import masks, measure
 from havir_explorer.data import open_dataset
 from havir_explorer.data.dataset import Dataset
-from havir_explorer.decode.havir import Havir
+from havir_explorer.decode import decoders
+from havir_explorer.decode.decoders import Decoder
 from havir_explorer.diffuse import cost as costs
 from havir_explorer.diffuse import device, source, weights
 from havir_explorer.diffuse.fingerprint import fingerprint
@@ -32,7 +33,7 @@ OnStep = Callable[[Step], None]
 _Shared = tuple[IntArray, UInt8Array, FloatArray | None]
 _LOADING = Lock()  # the app prepares in one thread while its worker runs in another
 _GENERATORS: Loaded[VersatileDiffusion] = Loaded(2)
-_DECODERS: Loaded[Havir] = Loaded(8)
+_DECODERS: Loaded[Decoder] = Loaded(8)
 _SHARED: WeakKeyDictionary[VersatileDiffusion, dict[tuple[Dataset, str], _Shared]] = WeakKeyDictionary()
 
 
@@ -95,7 +96,7 @@ def scored(dataset: Dataset, generator: VersatileDiffusion, request: Request, pi
 def finished(
     request: Request,
     dataset: Dataset,
-    decoder: Havir,
+    decoder: Decoder,
     pictures: Pictures,
     scores: tuple[Score, ...],
     seconds: tuple[tuple[str, float], ...],
@@ -120,7 +121,7 @@ def shown(dataset: Dataset, request: Request) -> int:
     return int(dataset.trials(request.subject).loc[request.trial, "nsd_id"])
 
 
-def models(request: Request) -> tuple[Dataset, Havir, VersatileDiffusion]:
+def models(request: Request) -> tuple[Dataset, Decoder, VersatileDiffusion]:
     """Return the data set, the subject's decoder (checked against it) and the generator of a request.
 
     Each is loaded once a process, and anew when its files have been replaced; runs that have begun keep the copy they have.
@@ -192,11 +193,11 @@ def _shared_stimuli(dataset: Dataset, subject: str, generator: VersatileDiffusio
     return ids, pictures, generator.image_features(pictures) if generator.sees() else None
 
 
-def _decoder(folder: Path) -> Havir:
+def _decoder(folder: Path) -> Decoder:
     if not folder.is_dir():
         msg = f"no trained HAVIR at {folder}; train one with `havir train` or name its folder as the decoder"
         raise WeightsMissing(msg)
-    return _DECODERS.get(str(folder), folder, lambda: Havir.load(folder))
+    return _DECODERS.get(str(folder), folder, lambda: decoders.load(folder))
 
 
 def _generator(name: str) -> VersatileDiffusion:

@@ -65,7 +65,8 @@ def text(manifest: Manifest, weights: str) -> str:
         SHA-256 hex digest of the weights' file.
     """
     m = manifest
-    title = f"# HAVIR decoder of {m.subject}, {m.dataset}\n\nVoxel responses to latents and to CLIP image and text tokens of a Versatile Diffusion.\n"
+    kind = "Linear" if m.kind == "linear" else "HAVIR"
+    title = f"# {kind} decoder of {m.subject}, {m.dataset}\n\nVoxel responses to latents and to CLIP image and text tokens of a Versatile Diffusion.\n"
     parts = [title, _table("Data and voxels", _data(m)), _table("Shapes and sizes", _sizes(m)), _table("Training", _training(m))]
     if m.record.hyper_parameters:
         parts.append(_table("Hyper-parameters", m.record.hyper_parameters))
@@ -91,13 +92,15 @@ def _sizes(m: Manifest) -> _Rows:
         ("latents", " x ".join(map(str, m.latent_shape))),
         ("image tokens", " x ".join(map(str, m.image_shape))),
         ("text tokens", " x ".join(map(str, m.text_shape))),
-        *((f"Structural Generator, {_plain(name)}", value) for name, value in m.structural),
-        *((f"Semantic Extractor, {_plain(name)}", value) for name, value in m.semantic),
+        *((f"Structural Generator, {_plain(name)}", value) for name, value in m.structural or ()),
+        *((f"Semantic Extractor, {_plain(name)}", value) for name, value in m.semantic or ()),
+        *((f"Ridge, {_plain(name)}", _words(value)) for name, value in m.ridge or ()),
     )
 
 
 def _training(m: Manifest) -> _Rows:
-    shown = ((name, value) for name, value in m.record if name not in ("versions", "hyper_parameters"))
+    left_out = ("versions", "hyper_parameters", *(("steps", "held_out", "best_step") if m.kind == "linear" else ()))
+    shown = ((name, value) for name, value in m.record if not name.startswith(left_out))
     return ((_plain(name), _UNKNOWN if value == "" else f"{value:.5g}" if isinstance(value, float) else value) for name, value in shown)
 
 
@@ -129,6 +132,11 @@ def _fingerprint(m: Manifest) -> str:
 
 def _table(title: str, rows: _Rows) -> str:
     return f"## {title}\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows) + "\n"
+
+
+def _words(value: object) -> object:
+    """Numbers of latents, image tokens and text tokens on one line."""
+    return ", ".join(f"{part:.3g}" for part in value) if isinstance(value, tuple) else value
 
 
 def _plain(name: str) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from havir_explorer.decode import files
 from havir_explorer.decode.blocks import Dropout, Repair, ResidualMLP, Upsampler, initialise
+from havir_explorer.decode.contribution import percentiles
 from havir_explorer.decode.files import Parts
 from havir_explorer.decode.manifest import Manifest, SemanticSizes, StructuralSizes
 from havir_explorer.errors import RequestError, WeightsInvalid, WeightsMissing
@@ -117,12 +117,12 @@ class SemanticExtractor(nn.Module):
 
 def structural_generator(manifest: Manifest) -> StructuralGenerator:
     """Return a Structural Generator of the manifest's sizes."""
-    return StructuralGenerator(manifest.n_spatial, manifest.latent_shape, manifest.structural)
+    return StructuralGenerator(manifest.n_spatial, manifest.latent_shape, manifest.sizes()[0])
 
 
 def semantic_extractor(manifest: Manifest) -> SemanticExtractor:
     """Return a Semantic Extractor of the manifest's sizes."""
-    return SemanticExtractor(manifest.n_semantic, manifest.image_shape, manifest.text_shape, manifest.semantic)
+    return SemanticExtractor(manifest.n_semantic, manifest.image_shape, manifest.text_shape, manifest.sizes()[1])
 
 
 class Havir(nn.Module):
@@ -175,12 +175,7 @@ class Havir(nn.Module):
         RequestError
             Another number of voxels, or a value that is not finite.
         """
-        if responses.ndim != 2 or responses.shape[1] != self.manifest.n_voxels:
-            msg = f"responses must be (trials, {self.manifest.n_voxels}) for the decoder of {self.manifest.subject}; got {responses.shape}"
-            raise RequestError(msg)
-        if not np.isfinite(responses).all():
-            msg = f"responses of {self.manifest.subject} hold values that are not finite; check the beta files they came from"
-            raise RequestError(msg)
+        self.manifest.check_responses(responses)
         self.eval()
         spatial, semantic = (torch.from_numpy(responses[:, mask].astype(np.float32)).to(self.device) for mask in (self.spatial, self.semantic))
         latents = self.structural_generator.repair(self.structural_generator(spatial))
@@ -212,10 +207,7 @@ class Havir(nn.Module):
             msg = f"branch must be 'structural' or 'semantic'; got {branch!r}"
             raise RequestError(msg)
         stem, mask = stems[branch]
-        norms = stem.get_parameter("0.weight").detach().norm(dim=0).cpu().numpy()
-        values = np.full(len(mask), np.nan, dtype=np.float32)
-        values[mask] = (stats.rankdata(norms) - 1) / max(len(norms) - 1, 1)
-        return Contribution(branch, "weights", values)
+        return percentiles(branch, stem.get_parameter("0.weight").detach().norm(dim=0).cpu().numpy(), mask)
 
     def save(self, folder: Path) -> None:
         """Write float16 weights, both masks and the manifest into ``folder``, each file whole or not at all.
@@ -251,6 +243,7 @@ class Havir(nn.Module):
             A file cannot be read, or the two do not fit together.
         """
         parts = files.read(folder)
+        parts.manifest.sizes()  # another kind of decoder is refused here
         for branch in files.PREFIXES:
             if branch not in parts.branches:
                 again = f"havir train --subject {parts.manifest.subject} --branch {branch} --out {folder}"

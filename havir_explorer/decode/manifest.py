@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.decode.split import Choice
 from havir_explorer.errors import RequestError, WeightsInvalid
-from havir_explorer.records import IntArray
+from havir_explorer.records import FloatArray, IntArray
 
 SAME = 0.05
 """Fingerprints this close, each third relative to its length, are of one autoencoder and CLIP."""
@@ -43,6 +43,15 @@ class SemanticSizes(_Frozen):
     blocks: int = 1
     dropout: float = 0.5
     block_dropout: float = 0.25
+
+
+class RidgeSizes(_Frozen):
+    """A linear decoder: how many components of latents, image and text tokens it predicts, and the share of their variance, cross-validated."""
+
+    components: tuple[int, int, int]
+    explained: tuple[float, float, float]
+    folds: PositiveInt
+    repair: tuple[float, float, float]
 
 
 class Record(_Frozen):
@@ -86,7 +95,11 @@ class Manifest(_Frozen):
     latent_shape : (int, int, int)
     image_shape, text_shape : (int, int)
         Token count and width.
+    kind : {'havir', 'linear'}
     structural, semantic : sizes
+        Of HAVIR's branches; None for a linear decoder.
+    ridge : RidgeSizes
+        Of a linear decoder; None for HAVIR.
     train_nsd_ids : tuple of int
         Every picture the weights or their calibration have seen, in ascending order.
     generator : tuple of float
@@ -95,7 +108,7 @@ class Manifest(_Frozen):
     """
 
     format: Literal[1] = 1
-    kind: Literal["havir"] = "havir"
+    kind: Literal["havir", "linear"] = "havir"
     subject: str
     dataset: str
     convention: str
@@ -108,8 +121,9 @@ class Manifest(_Frozen):
     latent_shape: tuple[int, int, int]
     image_shape: tuple[int, int]
     text_shape: tuple[int, int]
-    structural: StructuralSizes
-    semantic: SemanticSizes
+    structural: StructuralSizes | None = None
+    semantic: SemanticSizes | None = None
+    ridge: RidgeSizes | None = None
     train_nsd_ids: tuple[int, ...]
     generator: tuple[float, ...] = ()
     record: Record
@@ -134,6 +148,34 @@ class Manifest(_Frozen):
                 f"the decoder of {self.subject} has seen {len(seen)} of the {len(nsd_ids)} test pictures in training ({named}), so their scores would "
                 f"flatter; evaluate it on other pictures, or train one without them: havir train --subject {self.subject}"
             )
+            raise RequestError(msg)
+
+    def sizes(self) -> tuple[StructuralSizes, SemanticSizes]:
+        """Return the sizes of HAVIR's two branches.
+
+        Raises
+        ------
+        WeightsInvalid
+            The decoder is no HAVIR.
+        """
+        if self.kind != "havir" or self.structural is None or self.semantic is None:
+            msg = f"the decoder of {self.subject} is of kind {self.kind!r} and has no sizes of HAVIR's branches; train a HAVIR with: havir train"
+            raise WeightsInvalid(msg)
+        return self.structural, self.semantic
+
+    def check_responses(self, responses: FloatArray) -> None:
+        """Make sure that these are finite responses of all the voxels, (B, n_voxels).
+
+        Raises
+        ------
+        RequestError
+            Another number of voxels, or a value that is not finite.
+        """
+        if responses.ndim != 2 or responses.shape[1] != self.n_voxels:
+            msg = f"responses must be (trials, {self.n_voxels}) for the decoder of {self.subject}; got {responses.shape}"
+            raise RequestError(msg)
+        if not np.isfinite(responses).all():
+            msg = f"responses of {self.subject} hold values that are not finite; check the beta files they came from"
             raise RequestError(msg)
 
     def check(self, dataset: Dataset, subject: str) -> None:

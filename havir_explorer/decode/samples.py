@@ -60,6 +60,15 @@ class Samples:
         real = torch.arange(self.repeats.shape[1]) < self.counts[pictures, None]
         return real / self.counts[pictures, None]
 
+    def averages(self, voxels: BoolArray) -> Tensor:
+        """Return every picture's mean response in some voxels, float32 (n, n_voxels chosen); a few pictures' trials at a time are in memory beside them."""
+        averages = torch.empty(len(self.nsd_ids), int(voxels.sum()))
+        for pictures in torch.split(torch.arange(len(self.nsd_ids)), _AT_ONCE // self.repeats.shape[1]):
+            places, where = torch.unique(self.repeats[pictures], return_inverse=True)
+            read = torch.from_numpy(self.dataset.responses(self.subject, self.trials[places.numpy()])[:, voxels])
+            averages[pictures] = torch.einsum("br,brv->bv", self.means(pictures), read[where])
+        return averages
+
     def random_weights(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
         """Return weights (B, most repeats), each row summing to 1: mixed, averaged or single, as the module's probabilities say."""
         batch, most = len(pictures), self.repeats.shape[1]
