@@ -1,9 +1,10 @@
 """Readers and the prepared store at the Natural Scenes Dataset's true size, on a synthetic tree of subj01's dimensions.
 
-    python benchmarks/nsd_size.py --sessions 1 [--workers 2] [--nifti] [--to FOLDER]
+    python benchmarks/nsd_size.py --sessions 1 [--workers 2] [--nifti] [--targets 1000] [--to FOLDER]
 
 Writes sessions of 81 x 104 x 83 voxels by 750 trials in the chunks NSD's files have (1.05 GB each), or as NIfTI, into a temporary folder, prepares them, and
-prints how long that takes beside a plain sequential read of the same files, from disk and from memory, and how long trials and batches take.
+prints how long that takes beside a plain sequential read of the same files, from disk and from memory, and how long trials and batches take. With
+--targets it also writes a target store of so many pictures at the published size (0.55 MB each), of random numbers, and prints how long its batches take.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import nibabel
@@ -29,7 +30,12 @@ import pandas as pd
 from scipy.io import savemat
 
 from havir_explorer.data import betas, preparing
+from havir_explorer.data.dataset import Dataset
 from havir_explorer.data.nsd import NSD
+from havir_explorer.decode import target_making
+from havir_explorer.decode.target_store import Manifest, TargetStore
+from havir_explorer.decode.targets import Rows, Shapes
+from havir_explorer.records import IntArray, UInt8Array
 
 GRID = (81, 104, 83)
 GENERAL, EXTRA = 15_724, 4_000  # voxels of nsdgeneral, and of ROIs outside it
@@ -101,9 +107,9 @@ def _files(root: Path) -> list[Path]:
     return sorted(betas.folder(root, SUBJECT).glob("betas_session*"))
 
 
-def forget(root: Path) -> None:
-    """Ask the system to drop the beta files from memory, so that the next read comes from disk."""
-    for file in _files(root):
+def forget(files: list[Path]) -> None:
+    """Ask the system to drop these files from memory, so that the next read comes from disk; what is mapped stays."""
+    for file in files:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -137,6 +143,53 @@ def in_new_process(root: Path, workers: int) -> tuple[float, float, float]:
         return pool.submit(prepare, root, workers).result()
 
 
+class _Captioned:
+    """All that making a store asks of a data set beside its encoding."""
+
+    def captions(self, _nsd_id: int) -> tuple[str, ...]:
+        return ("a caption",)
+
+    def stimuli(self, nsd_ids: IntArray) -> UInt8Array:
+        return np.zeros((len(nsd_ids), 425, 425, 3), np.uint8)
+
+
+def write_targets(folder: Path, pictures: int) -> TargetStore:
+    """Write a store of random targets of the published shapes, as :func:`target_making.make` writes those that a generator gives."""
+    rng, shapes = np.random.default_rng(0), Shapes((4, 64, 64), (257, 768), (77, 768))
+    blank = Manifest(dataset="NSD", generator=(1.0,) * 24, generator_name="random", caption_target="mean", image_source="stimulus", shapes=shapes)
+    ids = np.sort(rng.choice(73_000, pictures, replace=False))
+
+    def encode(some: IntArray) -> Iterator[tuple[range, Rows]]:
+        for start in range(0, len(some), 16):
+            places = range(start, min(start + 16, len(some)))
+            yield places, Rows(*(rng.standard_normal((len(places), *shape), np.float32) for shape in shapes))
+
+    plan = target_making.plan(cast("Dataset", _Captioned()), ids, folder, blank)
+    return target_making.make(plan, encode)
+
+
+def target_rows(folder: Path, pictures: int) -> Iterator[tuple[str, str]]:
+    """Write and measure a target store, and yield what was measured and how it came out."""
+    began = time.perf_counter()
+    written = write_targets(folder, pictures)
+    seconds, shards = time.perf_counter() - began, sorted(folder.glob("*.npy"))
+    size = sum(file.stat().st_size for file in shards) / 1e9
+    yield "target store", f"{pictures:,} pictures in {len(shards)} files, {size:.2f} GB, written in {seconds:.1f} s"
+    rng = np.random.default_rng(1)
+    places = [rng.choice(pictures, 64, replace=False) for _ in range(20)]
+    cold = []
+    for some in places:
+        forget(shards)
+        cold.append(timed(lambda some=some: TargetStore(folder, written.manifest).rows(some), 1))  # type: ignore[misc]
+    began = time.perf_counter()
+    store = TargetStore.open(folder)
+    store.rows(np.arange(pictures))
+    yield "first read of all targets", f"{time.perf_counter() - began:.2f} s"
+    again = iter(places * 3)
+    warm = timed(lambda: store.rows(next(again)), 60)
+    yield "random batch of 64 targets", f"{warm:.1f} ms from memory, {statistics.median(cold):.0f} ms from disk (35 MB)"
+
+
 def timed(work: Callable[[], object], times: int) -> float:
     """Return the median of ``times`` runs, in milliseconds."""
     taken = []
@@ -151,11 +204,11 @@ def rows(root: Path, workers: int) -> Iterator[tuple[str, str]]:
     """Measure, and yield what was measured and how it came out."""
     size = sum(file.stat().st_size for file in _files(root)) / 1e9
     yield "beta files", f"{len(_files(root))} of {size / len(_files(root)):.2f} GB"
-    forget(root)
+    forget(_files(root))
     disk = read_through(root)
     memory = min(read_through(root) for _ in range(3))
     yield "plain sequential read", f"{disk:.2f} s from disk ({size / disk:.2f} GB/s), {memory:.2f} s from memory"
-    forget(root)
+    forget(_files(root))
     cold, foretold, peak = in_new_process(root, workers)
     warm, *_ = in_new_process(root, workers)
     yield "prepare", f"{cold:.2f} s from disk ({foretold:.2f} s foretold), {warm:.2f} s from memory, peak memory {peak:.2f} GB, {workers} worker(s)"
@@ -176,13 +229,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sessions", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--targets", type=int, default=0, help="pictures of a target store to write and read")
     parser.add_argument("--nifti", action="store_true", help="write NIfTI instead of HDF5")
     parser.add_argument("--to", type=Path, help="folder for the temporary tree")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.to) as folder:
-        write_tree(Path(folder), asked.sessions, nifti=asked.nifti)
-        for name, found in rows(Path(folder), asked.workers):
-            print(f"{name:28} {found}", flush=True)
+        if asked.sessions:
+            write_tree(Path(folder), asked.sessions, nifti=asked.nifti)
+            show(rows(Path(folder), asked.workers))
+        if asked.targets:
+            show(target_rows(Path(folder) / "targets", asked.targets))
+
+
+def show(measured: Iterator[tuple[str, str]]) -> None:
+    """Print measurements as they come."""
+    for name, found in measured:
+        print(f"{name:28} {found}", flush=True)
 
 
 if __name__ == "__main__":
