@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from havir_explorer import __version__
 from havir_explorer.errors import ClusterUnavailable, RequestError
+from havir_explorer.paths import cache_folder
 
 if TYPE_CHECKING:
     from dask_jobqueue import SLURMCluster
@@ -21,6 +23,8 @@ ANSWER = 10
 """Seconds in which a scheduler must answer."""
 LOSSES = 3
 """Workers that one task may cost; with the next it is given up."""
+LOGS = "slurm"
+"""Folder of the jobs' logs, in the cache folder."""
 _MEMORY = 0.9
 """Part of the machine's memory that local workers may use together."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -130,9 +134,12 @@ class Where:
         return f"{self.workers} worker process{'es' * (self.workers > 1)}" if self.workers else "this process"
 
 
+HERE = Where()
+
+
 @contextmanager
-def connected(where: Where) -> Iterator[Client]:
-    """Connect to the workers of a place, having started them where that is ours to do; both end here.
+def connected(where: Where) -> Iterator[Client | None]:
+    """Connect to the workers of a place, having started them where that is ours to do; both end here. None when this process is the place.
 
     Raises
     ------
@@ -141,6 +148,9 @@ def connected(where: Where) -> Iterator[Client]:
     RequestError
         The certificates cannot be used, or there are more local workers than GPUs.
     """
+    if where.here:
+        yield None
+        return
     try:
         import dask
         from dask.system import CPU_COUNT
@@ -246,8 +256,16 @@ def _gpus() -> list[str]:
 def slurm_cluster(asked: Slurm, protection: Security | None = None) -> SLURMCluster:
     """Return a cluster whose workers are SLURM jobs; none is submitted yet.
 
-    Each job runs one worker with one task at a time; its threads are the job's cores.
+    Each job runs one worker with one task at a time; its threads are the job's cores. The jobs' logs go to ``slurm`` in the cache folder.
+
+    Raises
+    ------
+    ClusterUnavailable
+        This machine has no SLURM to submit to.
     """
+    if shutil.which("sbatch") is None:
+        msg = "SLURM jobs are submitted with sbatch, which is not on this machine; run this on the cluster's login node, or use --workers or --scheduler"
+        raise ClusterUnavailable(msg)
     from dask_jobqueue import SLURMCluster
 
     return SLURMCluster(
@@ -259,6 +277,7 @@ def slurm_cluster(asked: Slurm, protection: Security | None = None) -> SLURMClus
         account=asked.account or None,
         walltime=asked.walltime,
         job_name="havir",
+        log_directory=str(cache_folder() / LOGS),
         job_extra_directives=[*([f"--gres=gpu:{asked.gpus}"] * bool(asked.gpus)), *asked.extra],
         job_script_prologue=[
             *(f"export {name}={asked.cores}" for name in _THREADS),

@@ -1,13 +1,12 @@
-"""One call that does many tasks, here or on any workers, and hands over each result once and only once."""
+"""Many tasks, done here or by any workers: each result comes back once and only once, whatever is lost on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
-from havir_explorer.cluster import Where, connected
 from havir_explorer.errors import ClusterUnavailable, HavirError
 
 if TYPE_CHECKING:
@@ -19,11 +18,10 @@ Result = TypeVar("Result")
 AHEAD = 64
 """Tasks handed out before the first of them has come back: what results may wait in the workers' memory."""
 _ONE = Lock()  # a worker with several threads still draws one batch at a time: a second one would need the model's memory twice
-HERE = Where()
 
 
-def spread(work: Callable[[Task], Result], tasks: Sequence[Task], on_result: Callable[[int, Result], None], where: Where = HERE) -> None:
-    """Do every task, one at a time a worker, and hand over each result once.
+def each(work: Callable[[Task], Result], tasks: Sequence[Task], client: Client | None = None) -> Iterator[tuple[int, Result]]:
+    """Do every task, one at a time a worker.
 
     Parameters
     ----------
@@ -31,29 +29,29 @@ def spread(work: Callable[[Task], Result], tasks: Sequence[Task], on_result: Cal
         A function of a module that the workers have too; it must give the same result when it is done again.
     tasks : sequence
         Frozen records.
-    on_result : callable
-        Called in this process with a task's place and its result, as they finish; exactly once a task, also when a worker was lost and the task
-        done again. Raising stops the rest.
-    where : Where
+    client : Client, optional
+        Of :func:`~havir_explorer.cluster.connected`; without one, the tasks are done in this process, in order.
+
+    Yields
+    ------
+    place, result
+        As they finish; exactly once a task, also when a worker was lost and its task done again.
 
     Raises
     ------
     HavirError
         What ``work`` raised first.
     ClusterUnavailable
-        No Dask here, no answer from the scheduler, no worker, other software on the workers, or a task that costs one worker after another.
-    RequestError
-        As :func:`~havir_explorer.cluster.connected`.
+        A task costs one worker after another, or the scheduler went away.
     """
-    if where.here:
+    if client is None:
         for place, task in enumerate(tasks):
-            on_result(place, work(task))
-    elif tasks:
-        with connected(where) as client:
-            _gather(client, work, tasks, on_result)
+            yield place, work(task)
+    else:
+        yield from _gathered(work, tasks, client)
 
 
-def _gather(client: Client, work: Callable[[Task], Result], tasks: Sequence[Task], on_result: Callable[[int, Result], None]) -> None:
+def _gathered(work: Callable[[Task], Result], tasks: Sequence[Task], client: Client) -> Iterator[tuple[int, Result]]:
     from distributed import as_completed
 
     waiting, places, running = iter(enumerate(tasks)), {}, as_completed(loop=client.loop)
@@ -66,7 +64,8 @@ def _gather(client: Client, work: Callable[[Task], Result], tasks: Sequence[Task
 
     hand_out(AHEAD)
     for future in running:
-        on_result(places.pop(future.key), _result(future))
+        result: Result = _result(future)
+        yield places.pop(future.key), result
         future.release()
         hand_out(1)
 

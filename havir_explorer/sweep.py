@@ -11,7 +11,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import pandas as pd
 
 from havir_explorer import masks, measure, pipeline, rows, store
 from havir_explorer.batch import run_many
-from havir_explorer.cluster import Where
+from havir_explorer.cluster import HERE, Where, connected
 from havir_explorer.data import open_dataset
 from havir_explorer.data.dataset import Atlas, Dataset
 from havir_explorer.diffuse import source
@@ -28,7 +27,7 @@ from havir_explorer.errors import OutputError, RequestError, WeightsMissing
 from havir_explorer.paths import stamp
 from havir_explorer.records import Mask, Reconstruction, Request
 from havir_explorer.rows import Row
-from havir_explorer.spread import HERE, spread
+from havir_explorer.spread import each
 
 Progress = Callable[[float, str], None]
 
@@ -168,8 +167,8 @@ def _of_subject(sweep: Sweep, dataset: Dataset, subject: str) -> Iterator[Reques
         msg = f"no trained HAVIR of {subject} at {folder}; train one with `havir train`, or name the decoders as FOLDER/{{subject}}"
         raise WeightsMissing(msg)
     settings = [replace(base.settings, seed=seed) for seed in dict.fromkeys(sweep.seeds)]
-    for trial, mask, each in product(dict.fromkeys(sweep.trials), chosen, settings):
-        yield replace(base, trial=trial, mask=mask, settings=each)
+    for trial, mask, seeded in product(dict.fromkeys(sweep.trials), chosen, settings):
+        yield replace(base, trial=trial, mask=mask, settings=seeded)
 
 
 def lesions(atlas: Atlas, fill: Mask | None = None) -> tuple[Mask, ...]:
@@ -284,21 +283,26 @@ def carry_out(made: Plan, where: Where = HERE, *, progress: Progress | None = No
     Raises
     ------
     HavirError
-        As :func:`~havir_explorer.batch.run_many` and :func:`~havir_explorer.spread.spread`.
+        As :func:`~havir_explorer.batch.run_many`, :func:`~havir_explorer.cluster.connected` and :func:`~havir_explorer.spread.each`.
     OutputError
         A partition or picture cannot be written.
     """
-    spread(draw, made.chunks, partial(_keep, made, progress or _silent, [made.done]), where)
+    if not made.chunks:
+        return
+    done, tell = made.done, progress or _silent
+    with connected(where) as client:
+        tell(done / made.total, f"{done:,} of {made.total:,} pictures, loading the models")
+        for place, drawn in each(draw, made.chunks, client):
+            _keep(made.folder, made.chunks[place], drawn)
+            done += len(made.chunks[place].requests)
+            tell(done / made.total, f"{done:,} of {made.total:,} pictures")
 
 
-def _keep(made: Plan, tell: Progress, done: list[int], place: int, drawn: Drawn) -> None:
+def _keep(folder: Path, chunk: Chunk, drawn: Drawn) -> None:
     """Write a chunk: the pictures first, then the rows, which say that it is finished."""
-    chunk = made.chunks[place]
     for request, content in zip(chunk.requests, drawn.pictures, strict=chunk.pictures):
-        store.write_files({_picture(made.folder, request.subject, request.key): content}, make_folder=True)
-    rows.append(made.folder, chunk.key, drawn.rows)
-    done[0] += len(chunk.requests)
-    tell(done[0] / made.total, f"{done[0]:,} of {made.total:,} pictures")
+        store.write_files({_picture(folder, request.subject, request.key): content}, make_folder=True)
+    rows.append(folder, chunk.key, drawn.rows)
 
 
 def _silent(_share: float, _phrase: str) -> None:

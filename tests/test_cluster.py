@@ -8,17 +8,16 @@ import pytest
 from cluster_tasks import Sum, add, refuse
 
 from havir_explorer import cluster
-from havir_explorer.cluster import Where
+from havir_explorer.cluster import Where, connected
 from havir_explorer.errors import ClusterUnavailable, RequestError
-from havir_explorer.spread import spread
+from havir_explorer.spread import each
 
 TWO = Where(workers=2)
 
 
 def done(work, tasks, where):
-    found = []
-    spread(work, tasks, lambda place, result: found.append((place, result)), where)
-    return found
+    with connected(where) as client:
+        return list(each(work, tasks, client))
 
 
 @pytest.mark.parametrize("where", [Where(), TWO], ids=str)

@@ -12,7 +12,6 @@ from havir_explorer import cluster, rows, store, sweep
 from havir_explorer.cli import command
 from havir_explorer.errors import DataInvalid, MaskError, OutputError, RequestError, WeightsMissing
 from havir_explorer.records import Mask, Request, Settings
-from havir_explorer.spread import HERE
 
 SHORT = ("--steps", "1", "--strength", "1")
 
@@ -195,4 +194,4 @@ def test_chunks_are_small_enough_for_the_workers_and_of_one_subject(chosen, tmp_
     assert sum(len(chunk.requests) for chunk in made.chunks) == len(wanted) == made.total == 160
     assert len({chunk.key for chunk in made.chunks}) == len(made.chunks)
     monkeypatch.setattr(sweep, "CHUNK_SECONDS", 0)
-    assert {len(chunk.requests) for chunk in sweep.plan(wanted, tmp_path, HERE).chunks} == {1}
+    assert {len(chunk.requests) for chunk in sweep.plan(wanted, tmp_path).chunks} == {1}
