@@ -98,7 +98,7 @@ def train(
     with progress_bar("encoding stimuli") as show:
         store = encoding.make(work, progress=show)
     wanted, options = store.read(seen), asked.options(Options(caption_target=store.caption_target))
-    edges = pixel_edges(tree, work.encode.model) if asked.pixels else None
+    edges = pixel_edges(tree, work.encode.model) if options.pixel_edges else None
     count = STEPS if steps is None else steps
     with progress_bar("training") as show:
         model = fit(tree, subject, wanted, folder, steps=count, seed=seed, progress=show, resume=resume, options=options, edges=edges)

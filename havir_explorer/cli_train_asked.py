@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.decode import edges, mixco, split
@@ -25,19 +25,19 @@ class Asked:
         Mix brain responses for the first third of the run.
     pixels : bool
         Compare edges in decoded pictures instead of latents.
-    choice : Choice
-        Which voxels each branch reads.
+    choice : Choice or None
+        Which voxels each branch reads; None leaves it as it is.
     """
 
     mixco: bool = False
     pixels: bool = False
-    choice: Choice = field(default_factory=Choice)
+    choice: Choice | None = None
 
     def options(self, base: Options) -> Options:
         """Return ``base`` with what was asked for."""
         mixed = replace(base, mixco=mixco.SHARE) if self.mixco else base
         drawn = replace(mixed, edges=0.0, pixel_edges=edges.WEIGHT) if self.pixels else mixed
-        return replace(drawn, choice=self.choice)
+        return replace(drawn, choice=self.choice) if self.choice else drawn
 
 
 def asked(*, mixco: bool, edges: str, split_name: str | None, rois: str | None) -> Asked:
@@ -51,7 +51,8 @@ def asked(*, mixco: bool, edges: str, split_name: str | None, rois: str | None) 
     if edges not in WHERE:
         msg = f"--edges takes latents or pixels; got {edges!r}; {nearest(edges, WHERE, 1)}"
         raise RequestError(msg)
-    return Asked(mixco, edges == "pixels", split.parse(split_name, rois))
+    named = split_name is not None or rois is not None
+    return Asked(mixco, edges == "pixels", split.parse(split_name, rois) if named else None)
 
 
 def pixel_edges(tree: Dataset, generator: VersatileDiffusion) -> PixelEdges:

@@ -20,7 +20,8 @@ from havir_explorer.errors import RequestError
 def test_nothing_asked_changes_no_option() -> None:
     plain = asked(mixco=False, edges="latents", split_name=None, rois=None)
     assert plain == Asked()
-    assert plain.options(Options(batch=7)) == Options(batch=7)
+    base = Options(batch=7, mixco=0.2, pixel_edges=3.0, choice=Choice(name="all"))  # as a file may have said
+    assert plain.options(base) == base
 
 
 def test_what_is_asked_becomes_options() -> None:
