@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from small_world import OTHER, SPATIAL, TEST, TRAIN, VOXELS, SmallEncoder, SmallWorld
 
 from havir_explorer import attribute, masks
+from havir_explorer.app.world import World
 from havir_explorer.decode.havir import Havir
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
 from havir_explorer.decode.options import Options
@@ -131,3 +133,18 @@ def test_a_checkpoint_of_another_choice_is_not_resumed(world: SmallWorld, target
         fit(world, "subj01", targets, tmp_path, steps=20, options=OPTIONS, progress=stop)
     with pytest.raises(WeightsInvalid, match="of a run with other options"):
         fit(world, "subj01", targets, tmp_path, steps=20, options=replace(OPTIONS, choice=Choice(name="all", rois=("V1", "FFA-1"))))
+
+
+def test_the_app_goes_by_the_manifest_before_the_weights_are_loaded(trained: tuple[Havir, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Measured(SmallWorld):
+        synthetic = False
+
+    monkeypatch.setenv("HAVIR_CACHE", str(tmp_path))
+    shutil.copytree(trained[1], tmp_path / "havir" / "small" / "subj01")
+    (tmp_path / "havir" / "small" / "subj01" / "model.safetensors").unlink()
+    shown = World(Measured())
+    assert all(np.array_equal(voxels, trained[0].spatial) for voxels in shown.split("subj01"))
+    spatial, semantic = shown.split("subj02")  # which has no decoder: the default
+    assert not (spatial & semantic).any()
+    (tmp_path / "havir" / "small" / "subj01" / "manifest.json").write_text("{half")
+    assert not np.logical_and(*shown.split("subj01")).any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from havir_explorer.data.dataset import Atlas, Dataset, SurfaceMap
-from havir_explorer.errors import RequestError, nearest
+from havir_explorer.errors import RequestError, WeightsInvalid, WeightsMissing, nearest
 from havir_explorer.records import BoolArray, Branch, FloatArray, Request, UInt8Array
 
 Progress = Callable[[float, str], None]
@@ -136,11 +137,22 @@ class World:
     def split(self, subject: str) -> tuple[BoolArray, BoolArray]:
         """Return the voxels that the Structural Generator and the Semantic Extractor read: the decoder's own once :meth:`fed` has loaded it.
 
-        Before, those that a decoder reads unless told otherwise; no weights are loaded for it.
+        Before, those that its manifest names, or the default ones where there is none; no weights are loaded for it.
         """
-        from havir_explorer.decode.split import default_split
+        return self._splits.get(subject) or self._named(subject)
 
-        return self._splits.get(subject) or default_split(self.atlas(subject))
+    def _named(self, subject: str) -> tuple[BoolArray, BoolArray]:
+        from havir_explorer.decode.split import choose
+
+        choice = None
+        if not self.open().synthetic:  # the shipped decoders read the default split
+            from havir_explorer.decode.files import read_manifest
+            from havir_explorer.pipeline import decoder_folder
+
+            with suppress(WeightsMissing, WeightsInvalid):  # said when it is loaded
+                choice = read_manifest(decoder_folder(self.open(), subject)).choice
+        split = choose(self.atlas(subject), choice)
+        return split.spatial, split.semantic
 
     def fed(self, request: Request, branch: Branch) -> Fed:
         """Return how a branch is fed, from the weights of the decoder that the request names."""
