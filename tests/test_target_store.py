@@ -117,7 +117,9 @@ def test_a_damaged_file_is_found_and_only_it_is_made_again(tmp_path: Path, harm:
     store.rows(np.arange(SHARD))
     with pytest.raises(DataInvalid, match=r"target store is damaged: .*shard00001\.npy.*mend it with the havir targets command that made it"):
         store.rows(np.arange(SHARD + 1))
-    assert plan(tmp_path, IDS[:3]).damaged == (1,), "whichever pictures are asked for"
+    assert plan(tmp_path, IDS[:3]).damaged == (), "a file whose pictures nobody asked for is not read"
+    assert plan(tmp_path, IDS[-4:]).damaged == ()
+    assert plan(tmp_path, IDS[SHARD : SHARD + 1]).damaged == (1,)
     assert make(tmp_path, IDS)[1] == IDS[SHARD : 2 * SHARD].tolist()
     assert content(tmp_path) == before
 
@@ -211,6 +213,12 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.undo()
     assert not list(tmp_path.glob("*.part"))
     assert make(tmp_path, IDS)[1] == IDS[2 * SHARD :].tolist()
+
+
+def test_a_folder_that_cannot_be_claimed_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(OutputError, match=r"cannot be written \(Is a directory\); make room, then run the same command again"):
+        make(tmp_path, IDS)
 
 
 def test_two_runs_do_not_write_one_store(tmp_path: Path) -> None:

@@ -78,9 +78,14 @@ def alone(place: Path, command: str) -> Iterator[None]:
     Raises
     ------
     OutputError
-        Another run of ``command`` is writing there.
+        Another run of ``command`` is writing there, or it cannot be written.
     """
-    with (place / ".lock").open("w") as claim:
+    try:
+        claim = (place / ".lock").open("w")
+    except OSError as error:
+        msg = f"{place} cannot be written ({error.strerror or error}); {AGAIN}"
+        raise OutputError(msg) from error
+    with claim:
         try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

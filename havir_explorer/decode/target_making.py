@@ -68,7 +68,7 @@ def plan(dataset: Dataset, nsd_ids: IntArray, folder: Path, blank: Manifest, *, 
     ----------
     dataset : Dataset
     nsd_ids : int64 (n,)
-        Pictures that the store shall hold; those it holds already are not encoded again.
+        Pictures that the store shall hold; those it holds already are not encoded again, unless the checksum of the file that holds them is wrong.
     folder : Path
     blank : Manifest
         What the store is to be, without shards.
@@ -92,8 +92,8 @@ def plan(dataset: Dataset, nsd_ids: IntArray, folder: Path, blank: Manifest, *, 
     if other := difference(manifest, blank):
         msg = f"the {STORE} {folder} was made {other}; the two are never mixed: give another folder with --out"
         raise RequestError(msg)
-    damaged = _damaged(dataset, folder, manifest, progress)
     wanted = np.unique(np.asarray(nsd_ids, np.int64))
+    damaged = _damaged(dataset, folder, manifest, wanted, progress)
     new = wanted[~np.isin(wanted, manifest.nsd_ids)]
     first = max(manifest.shards, default=-1) + 1
     todo = {number: np.array(manifest.shards[number].nsd_ids, np.int64) for number in damaged}
@@ -181,18 +181,19 @@ def difference(found: Manifest, blank: Manifest) -> str:
     return ""
 
 
-def _damaged(dataset: Dataset, folder: Path, manifest: Manifest, progress: Progress | None) -> tuple[int, ...]:
-    """Return the shards that must be made again."""
+def _damaged(dataset: Dataset, folder: Path, manifest: Manifest, wanted: IntArray, progress: Progress | None) -> tuple[int, ...]:
+    """Return the shards that must be made again, of those that hold something wanted."""
     found = []
-    for done, (number, shard) in enumerate(manifest.shards.items(), start=1):
+    looked_at = [number for number, shard in manifest.shards.items() if np.isin(shard.nsd_ids, wanted).any()]
+    for done, number in enumerate(looked_at, start=1):
         try:
             read_shard(folder, manifest, number)
         except DataInvalid:
             found.append(number)
         else:
-            if _replaced(dataset, manifest, shard):
+            if _replaced(dataset, manifest, manifest.shards[number]):
                 found.append(number)
-        (progress or _silent)(done / len(manifest.shards), f"checked {done} of {len(manifest.shards)} files of targets")
+        (progress or _silent)(done / len(looked_at), f"checked {done} of {len(looked_at)} files of targets")
     return tuple(found)
 
 
