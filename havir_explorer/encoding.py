@@ -57,11 +57,8 @@ class Work:
         if not made.todo:
             return f"{kind}: all are in {made.folder}"
         mended = f", {len(made.damaged)} files of them damaged or outdated" if made.damaged else ""
-        wait = f"{self.seconds / 60:.0f} min" if self.seconds >= 100 else f"{max(self.seconds, 1):.0f} s"
-        return (
-            f"{kind}: {len(made.pictures):,} to encode{mended}\n"
-            f"writes {_size(made.bytes_to_write)} to {made.folder} ({_size(made.bytes_free)} free), about {wait} on {self.encode.model.device}"
-        )
+        disk = f"writes {_size(made.bytes_to_write)} to {made.folder} ({_size(made.bytes_free)} free)"
+        return f"{kind}: {len(made.pictures):,} to encode{mended}\n{disk}, about {_duration(self.seconds)} on {self.encode.model.device}"
 
 
 class DeviceEncoder:
@@ -210,6 +207,11 @@ def _blank(dataset: Dataset, model: VersatileDiffusion, generator: str, captions
 
 def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{max(seconds, 1):.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _size(count: float) -> str:

@@ -41,10 +41,10 @@ def test_the_installed_command_answers():
 def test_help_names_every_command(capsys):
     assert command(["--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("demo", "reconstruct", "diffuse", "evaluate", "train", "map", "explore", "doctor"))
+    assert all(name in printed for name in ("demo", "reconstruct", "diffuse", "evaluate", "targets", "train", "map", "explore", "doctor"))
 
 
-@pytest.mark.parametrize("name", ["demo", "reconstruct", "diffuse", "evaluate", "train", "map", "explore", "doctor"])
+@pytest.mark.parametrize("name", ["demo", "reconstruct", "diffuse", "evaluate", "targets", "train", "map", "explore", "doctor"])
 def test_every_command_has_help_and_json(capsys, name):
     assert command([name, "--help"]) == 0
     assert "--json" in capsys.readouterr().out
