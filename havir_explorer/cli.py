@@ -11,16 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from havir_explorer import __version__, cli_diffuse, cli_explore, cli_export, cli_fetch, cli_prepare, cli_sweep, cli_targets, cli_weights
+from havir_explorer import (
+    __version__,
+    cli_diffuse,
+    cli_evaluate,
+    cli_explore,
+    cli_export,
+    cli_fetch,
+    cli_networks,
+    cli_prepare,
+    cli_sweep,
+    cli_targets,
+    cli_weights,
+)
 from havir_explorer.cli_options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
-from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, progress_bar, quiet, table, write
+from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, quiet, write
 from havir_explorer.errors import RequestError, nearest
 from havir_explorer.records import Branch, Request
 
 if TYPE_CHECKING:
     from havir_explorer.data.dataset import Dataset
     from havir_explorer.decode.decoders import Decoder
-    from havir_explorer.measure import Tower
 
 app = typer.Typer(
     name="havir",
@@ -31,6 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_weights.app)
+app.add_typer(cli_networks.app)
 
 _D = Request()  # every default on the command line is the record's own
 _BRANCHES: dict[Branch, str] = {"structural": "Structural Generator", "semantic": "Semantic Extractor"}
@@ -127,56 +139,7 @@ def _lists(**options: str | None) -> dict[str, tuple[str, ...] | None]:
 
 
 app.command()(cli_diffuse.diffuse)
-
-
-@app.command()
-def evaluate(
-    *,
-    dataset: DatasetOption = _D.dataset,
-    subject: SubjectOption = _D.subject,
-    limit: Annotated[int, typer.Option("--limit", help="At most this many shared test images.")] = 100,
-    conditions: Annotated[str, typer.Option("--conditions", help="Some of the conditions, e.g. full,no_brain; all when left out.")] = "",
-    seed: Annotated[int, typer.Option("--seed", help="Of every picture's noise.")] = 0,
-    generator: GeneratorOption = None,
-    decoder: DecoderOption = None,
-    clip: Annotated[str, typer.Option("--clip", help="OpenCLIP model for the CLIP scores, e.g. ViT-L-14; the generator's own tower when left out.")] = "",
-    clip_weights: Annotated[str, typer.Option("--clip-weights", help="Its checkpoint file, or one of its tags, e.g. openai.")] = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Score reconstructions of the shared test images, and of the controls that show what the brain added."""
-    from havir_explorer import evaluate as scoring
-
-    tower = _tower(clip, clip_weights)
-    with progress_bar(f"evaluating {subject}") as show:
-        found = scoring.evaluate(
-            dataset,
-            subject,
-            conditions=names(conditions) or scoring.ALL,
-            limit=limit,
-            seed=seed,
-            progress=show,
-            generator=generator or _D.generator,
-            decoder=decoder or _D.decoder,
-            clip=tower,
-        )
-    if as_json:
-        emit(found.as_dict())
-    else:
-        scores = found.as_table()
-        rows = [(str(name), *(str(cell) for cell in row)) for name, row in zip(scores.index, scores.to_numpy(), strict=True)]
-        table(f"{subject}, {found.n_images} test images, mean [95 % interval]; CLIP: {found.tower}", ("condition", *scores.columns), rows)
-
-
-def _tower(model: str, weights: str) -> Tower | None:
-    """The feature network asked for; None is the generator's own."""
-    if bool(model) != bool(weights):
-        msg = f"--clip and --clip-weights go together: the model and its checkpoint; got {model or 'no model'} and {weights or 'no checkpoint'}"
-        raise RequestError(msg)
-    if not model:
-        return None
-    from havir_explorer.measure import open_clip_tower
-
-    return open_clip_tower(model, weights)
+app.command()(cli_evaluate.evaluate)
 
 
 @app.command()

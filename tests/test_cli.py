@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -153,6 +154,41 @@ def test_evaluate_scores_with_another_clip(told, cache, tiny_tower):
     assert "OpenCLIP tiny-tower (tiny.pt)" in other["metrics"]["CLIP"]["protocol"]
     assert other["conditions"]["full"]["CLIP-cos"] != own["conditions"]["full"]["CLIP-cos"]
     assert other["conditions"]["full"]["SSIM"] == own["conditions"]["full"]["SSIM"]
+
+
+def test_evaluate_writes_its_table_and_rows(told, cache, tmp_path):
+    table, rows = tmp_path / "table.tex", tmp_path / "rows.parquet"
+    said = told("evaluate", "--limit", 3, "--conditions", "structure_only", "--split", "shared1000", "--out", table, "--rows", rows)
+    assert (said["protocol"], said["split"], said["n_images"]) == ("own", "shared1000", 3)
+    assert r"structure\_only & " in table.read_text()
+    kept = pd.read_parquet(rows)
+    assert kept["kind"].tolist() == ["decoded"] * 3
+    assert kept["SSIM"].mean() == pytest.approx(said["conditions"]["structure_only"]["SSIM"]["mean"])
+
+
+def test_evaluate_lists_the_metrics_that_lack_weights(told, cache, tmp_path):
+    said = told("evaluate", "--limit", 2, "--conditions", "structure_only", "--protocol", "me2", "--networks", tmp_path)
+    assert list(said["conditions"]["structure_only"]) == ["PixCorr", "SSIM"]
+    assert [m["metric"] for m in said["missing"]] == ["AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV"]
+    name = said["missing"][0]["get"].removeprefix("havir networks fetch ").partition(" ")[0]
+    assert name in {row["name"] for row in told("networks", "list", "--networks", tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--protocol", "me3"), "no protocol is called 'me3'"),
+        (("--split", "shared1"), "no split is called 'shared1'"),
+        (("--repeats", "all"), "--repeats takes mean or single"),
+        (("--out", "table.pdf"), "its name must end in .md or .csv or .tex or .json"),
+        (("--rows", "rows.csv"), "its name must end in .parquet"),
+        (("--table", "pdf"), "tables are written as md, csv, latex, json"),
+        (("--clip", "ViT-L-14", "--clip-weights", "openai", "--protocol", "me2"), "--clip is for protocol own"),
+    ],
+)
+def test_evaluate_says_at_once_what_it_cannot_do(capsys, words, sentence):
+    assert command(["evaluate", *words]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_evaluate_wants_a_clip_and_its_weights(capsys):

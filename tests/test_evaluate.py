@@ -16,7 +16,7 @@ from havir_explorer import evaluate as scoring
 from havir_explorer import measure
 from havir_explorer.decode.manifest import Manifest
 from havir_explorer.diffuse.sampler import Drawn
-from havir_explorer.errors import Cancelled, RequestError
+from havir_explorer.errors import Cancelled, RequestError, WeightsMissing
 from havir_explorer.evaluate import drawing, run
 from havir_explorer.records import Decoded, FloatArray, Request, Settings, UInt8Array
 
@@ -41,7 +41,13 @@ class Reader:
 class Painter:
     """Strength blends the latents into noise of the picture's seed; the mix greys it."""
 
-    side = SIDE
+    side, device = SIDE, "cpu"
+
+    def sees(self) -> bool:
+        return True
+
+    def embed_images(self, pictures: UInt8Array) -> FloatArray:
+        return pictures.mean((1, 2))[:, None].astype(np.float32)
 
     def generate(self, decoded: Decoded, settings: Sequence[Settings], *, on_step: Callable[[int, int, torch.Tensor], None]) -> Drawn:
         noise = np.stack([np.random.default_rng(s.seed).integers(0, 256, (SIDE, SIDE, 3)) for s in settings])
@@ -57,7 +63,7 @@ class Painter:
 
 @pytest.fixture
 def tested() -> scoring.TestSet:
-    return scoring.collect(SmallWorld(), "subj01", 100, SIDE)
+    return scoring.collect(SmallWorld(), "subj01", 100)
 
 
 @pytest.fixture
@@ -88,10 +94,10 @@ def test_the_test_set_is_the_shared_images_with_their_repeats_averaged(tested: s
 
 
 def test_a_limit_takes_the_first_images_and_must_leave_two() -> None:
-    assert len(scoring.collect(SmallWorld(), "subj01", 3, SIDE).nsd_ids) == 3
+    assert len(scoring.collect(SmallWorld(), "subj01", 3).nsd_ids) == 3
     for limit in (1, 0, -4):
         with pytest.raises(RequestError, match=f"limit is {limit} and subj01 saw {TEST}"):
-            scoring.collect(SmallWorld(), "subj01", limit, SIDE)
+            scoring.collect(SmallWorld(), "subj01", limit)
 
 
 def test_each_condition_changes_only_what_it_names() -> None:
@@ -105,6 +111,9 @@ def test_each_condition_changes_only_what_it_names() -> None:
         "no_image": (0.75, 1.0, "own"),
         "wrong_trial": (0.75, 0.4, "wrong"),
         "no_brain": (0.75, 0.4, "none"),
+        "mean_image": (0.75, 0.4, "own"),
+        "nearest_image": (0.75, 0.4, "own"),
+        "linear": (0.75, 0.4, "own"),
     }
 
 
@@ -133,7 +142,7 @@ def test_chunks_hold_every_image_once_with_its_seed(tested: scoring.TestSet) -> 
     assert [s for chunk in cut for s in chunk.seeds] == list(range(5, 5 + TEST))
 
 
-@pytest.mark.parametrize("name", scoring.ALL)
+@pytest.mark.parametrize("name", [c.name for c in scoring.CONDITIONS.values() if c.pictures == "generated"])
 def test_a_chunk_sent_to_another_process_draws_the_same_pictures_in_pieces(name: str, tested: scoring.TestSet, reader: Reader) -> None:
     request = Request(settings=BASE)
     (whole,) = scoring.chunks(name, tested.nsd_ids, request)
@@ -155,9 +164,16 @@ def test_too_little_memory_draws_fewer_at_once(tested: scoring.TestSet, reader: 
 
 def test_scores_need_the_pictures_alone(tested: scoring.TestSet, reader: Reader, evaluation: scoring.Evaluation) -> None:
     pictures = np.concatenate([scoring.draw(chunk) for chunk in scoring.chunks("no_text", tested.nsd_ids, Request(settings=BASE), size=4)])
-    rows = scoring.score(pictures, tested.stimuli, measure.Tower("flat", Painter().image_features))
+    tower = measure.Tower("flat", Painter().image_features)
+    rows = scoring.score(pictures, scoring.gauges(measure.OWN, measure.OWN.measures, tested.stimuli, side=SIDE, tower=tower))
     expected = evaluation.rows.query("condition == 'no_text'")[list(rows)].reset_index(drop=True)
     pd.testing.assert_frame_equal(rows, expected)
+
+
+def test_pictures_may_be_drawn_elsewhere_and_in_any_order(tested: scoring.TestSet, reader: Reader) -> None:
+    planned = scoring.chunks("full", tested.nsd_ids, Request(settings=BASE), size=5)
+    drawn = [(place, scoring.draw(planned[place])) for place in (2, 0, 1)]
+    assert np.array_equal(scoring.gathered(iter(drawn), planned), np.concatenate([scoring.draw(chunk) for chunk in planned]))
 
 
 def test_progress_counts_pictures_and_can_stop(reader: Reader) -> None:
@@ -173,7 +189,79 @@ def test_progress_counts_pictures_and_can_stop(reader: Reader) -> None:
         scoring.evaluate(progress=stop)
 
 
+# Baselines and groups
+
+
+def test_the_mean_image_is_that_of_the_training_images_for_all(tested: scoring.TestSet, reader: Reader) -> None:
+    (chunk,) = scoring.chunks("mean_image", tested.nsd_ids, Request(settings=BASE), size=5)
+    pictures = scoring.draw(chunk)
+    expected = SmallWorld().stimuli(np.arange(TRAIN)).mean(0).round()
+    assert pictures.shape == (TEST, SIDE, SIDE, 3)
+    assert all(np.abs(picture - expected).max() <= 1 for picture in pictures)
+
+
+def test_the_nearest_image_is_the_training_image_that_the_embedding_points_at(tested: scoring.TestSet, reader: Reader) -> None:
+    (chunk,) = scoring.chunks("nearest_image", tested.nsd_ids, Request(settings=BASE), size=5)
+    train, wanted = (stimuli.mean((1, 2)) for stimuli in (SmallWorld().stimuli(np.arange(TRAIN)), tested.stimuli))
+    cosines = [[t @ w / np.linalg.norm(t) / np.linalg.norm(w) for t in train] for w in wanted]
+    assert np.array_equal(scoring.draw(chunk), SmallWorld().stimuli(np.argmax(cosines, axis=1)))
+
+
+def test_rows_say_what_kind_of_picture_they_score(evaluation: scoring.Evaluation) -> None:
+    kinds = evaluation.rows.groupby("condition")["kind"].unique()
+    assert kinds["full"].tolist() == ["generated"]
+    assert kinds["structure_only"].tolist() == ["decoded"]
+    assert kinds["nearest_image"].tolist() == ["retrieved"]
+
+
+def test_a_generator_without_its_tower_is_refused_the_retrieval_and_scored_without_clip(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Painter, "sees", lambda self: False)
+    with pytest.raises(WeightsMissing, match="nearest_image embeds the training images"):
+        scoring.evaluate(conditions=("controls",))
+    assert scoring.evaluate(limit=2).conditions == scoring.ALL[:-1]  # what cannot be drawn is left out unless asked for
+    found = scoring.evaluate(conditions=("full",))
+    assert [column.name for column in found.columns] == ["PixCorr", "SSIM"]
+    assert [m.metric for m in found.missing] == ["CLIP", "CLIP-cos"]
+
+
+def test_a_group_is_its_conditions(reader: Reader) -> None:
+    found = scoring.evaluate(conditions=("ablation", "full", "no_brain"))
+    assert found.conditions == ("full", "semantic_only", "no_text", "no_image", "no_brain")
+
+
+def test_the_linear_baseline_decodes_with_its_own_decoder(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WeightsMissing, match="the condition linear needs a linear decoder"):
+        scoring.evaluate(conditions=("full", "linear"))
+    world, black = SmallWorld(), Reader(reader.responses, np.zeros_like(reader.stimuli))
+    for module in (drawing, run):
+        monkeypatch.setattr(module, "models", lambda request: (world, black if request.decoder == "ridge" else reader, Painter()))
+    found = scoring.evaluate(conditions=("full", "linear"), linear="ridge", settings=BASE).rows.groupby("condition")["PixCorr"].mean()
+    assert found["full"] > found["linear"] + 0.3
+    assert "linear" in scoring.evaluate(linear="ridge", limit=2).conditions
+
+
+def test_single_repeats_are_the_first_presentations(tested: scoring.TestSet) -> None:
+    world = SmallWorld()
+    assert np.array_equal(scoring.mean_responses(world, "subj01", tested.nsd_ids, "single"), world.responses("subj01", tested.trials))
+
+
+def test_a_split_chooses_the_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = np.array([TRAIN + 1, TRAIN + 3, TRAIN + 8, 10**6])
+    monkeypatch.setattr(SmallWorld, "split", lambda self, subject, name: {"special515": wanted}[name], raising=False)
+    assert scoring.collect(SmallWorld(), "subj01", 100, "special515").nsd_ids.tolist() == [TRAIN + 1, TRAIN + 3, TRAIN + 8]
+    with pytest.raises(RequestError, match="limit is 1 and subj01 saw 3 images of special515"):
+        scoring.collect(SmallWorld(), "subj01", 1, "special515")
+
+
 # Tables
+
+
+def test_chance_is_measured_where_the_protocol_does_not_fix_it(tested: scoring.TestSet, evaluation: scoring.Evaluation) -> None:
+    chance = {column.name: column.chance for column in evaluation.columns}
+    assert chance["CLIP"] == 0.5
+    assert chance["PixCorr"] == pytest.approx(measure.pixcorr(np.roll(tested.stimuli, -1, axis=0), tested.stimuli).mean())
+    features = Painter().image_features(tested.stimuli)
+    assert chance["CLIP-cos"] == pytest.approx(measure.cosine(np.roll(features, -1, axis=0), features).mean())
 
 
 def test_json_has_the_promised_shape(evaluation: scoring.Evaluation) -> None:
@@ -185,11 +273,9 @@ def test_json_has_the_promised_shape(evaluation: scoring.Evaluation) -> None:
     assert cell["mean"] == pytest.approx(values.mean())
     assert cell["ci95"][0] < cell["mean"] < cell["ci95"][1]
     assert list(found["conditions"]["full"]) == ["PixCorr", "SSIM", "CLIP", "CLIP-cos"]
+    assert found["protocol"] == "own"
+    assert found["missing"] == []
     assert found["settings"] == dataclasses.asdict(BASE)
-
-
-def test_the_table_prints_means_with_intervals(evaluation: scoring.Evaluation) -> None:
-    assert evaluation.as_table().loc["structure_only", "CLIP"] == "1.000 [1.000, 1.000]"
 
 
 def test_bootstrap_of_a_normal_sample_is_near_the_analytic_interval() -> None:

@@ -1,5 +1,7 @@
 """The subjects' wiring is known, so lesions have right answers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,8 @@ SUBJECTS = ("subj01", "subj02")
 @pytest.fixture(scope="module", params=SUBJECTS)
 def world(request):
     dataset, decoder, generator = pipeline.models(Request(subject=request.param))
-    tested = evaluate.collect(dataset, request.param, 100, generator.side)
+    tested = evaluate.collect(dataset, request.param, 100)
+    tested = dataclasses.replace(tested, stimuli=pipeline.at_side(tested.stimuli, generator.side))
     return request.param, dataset, decoder, generator, tested, evaluate.mean_responses(dataset, request.param, tested.nsd_ids)
 
 

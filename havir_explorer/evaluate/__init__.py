@@ -4,26 +4,34 @@ Two steps over frozen records: :func:`draw` makes the pictures of one chunk of t
 :class:`Chunk`, so that any process can do it; :func:`score` compares a condition's pictures with the stimuli. :func:`evaluate` does all of it.
 """
 
-from havir_explorer.evaluate.conditions import ALL, CONDITIONS, Condition
+from havir_explorer.evaluate.conditions import ALL, CONDITIONS, GROUPS, Condition
 from havir_explorer.evaluate.drawing import BATCH, Chunk, chunks, draw
-from havir_explorer.evaluate.run import evaluate
-from havir_explorer.evaluate.scoring import score
-from havir_explorer.evaluate.tables import Evaluation, bootstrap
+from havir_explorer.evaluate.run import Drawer, evaluate, gathered
+from havir_explorer.evaluate.scoring import Gauge, Missing, available, gauges, score
+from havir_explorer.evaluate.tables import Column, Evaluation, bootstrap
 from havir_explorer.evaluate.testset import TestSet, collect, mean_responses
 
 __all__ = [
     "ALL",
     "BATCH",
     "CONDITIONS",
+    "GROUPS",
     "Chunk",
+    "Column",
     "Condition",
+    "Drawer",
     "Evaluation",
+    "Gauge",
+    "Missing",
     "TestSet",
+    "available",
     "bootstrap",
     "chunks",
     "collect",
     "draw",
     "evaluate",
+    "gathered",
+    "gauges",
     "mean_responses",
     "score",
 ]

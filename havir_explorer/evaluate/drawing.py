@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -18,9 +17,10 @@ from havir_explorer.diffuse.memory import fitting, in_batches
 from havir_explorer.diffuse.model import VersatileDiffusion
 from havir_explorer.diffuse.paint import paint
 from havir_explorer.diffuse.sampler import generate
+from havir_explorer.evaluate.baselines import mean_image, nearest_images
 from havir_explorer.evaluate.conditions import condition
 from havir_explorer.evaluate.testset import mean_responses
-from havir_explorer.pipeline import models
+from havir_explorer.pipeline import at_side, models
 from havir_explorer.records import Decoded, FloatArray, IntArray, Request, Settings, UInt8Array
 
 Progress = Callable[[float, str], None]
@@ -42,31 +42,20 @@ class Chunk:
         The image whose responses are decoded in place of each: itself, or another in ``wrong_trial``.
     seeds : tuple of int
         Of each picture's noise.
-    dataset, subject, generator, decoder : str
-        As in :class:`~havir_explorer.records.Request`.
-    settings : Settings
-        Before the condition's changes; its seed is ignored.
+    request : Request
+        Data, models, repeats (averaged, or the first alone) and settings before the condition's changes; trial, mask and seed are ignored.
     """
 
     condition: str
     nsd_ids: tuple[int, ...]
     sources: tuple[int, ...]
     seeds: tuple[int, ...]
-    dataset: str = "demo"
-    subject: str = "subj01"
-    generator: str = "demo"
-    decoder: str = ""
-    settings: Settings = dataclasses.field(default_factory=Settings)
-
-    @property
-    def request(self) -> Request:
-        """The models and data of the chunk."""
-        return Request(dataset=self.dataset, subject=self.subject, generator=self.generator, decoder=self.decoder)
+    request: Request
 
     @property
     def each(self) -> list[Settings]:
         """The settings of each picture."""
-        settings = condition(self.condition).settings(self.settings)
+        settings = condition(self.condition).settings(self.request.settings)
         return [dataclasses.replace(settings, seed=seed) for seed in self.seeds]
 
 
@@ -80,9 +69,9 @@ def chunks(name: str, nsd_ids: IntArray, request: Request, *, size: int = BATCH)
     nsd_ids : int64 (n,)
         All test images, in order; image i has the seed ``request.settings.seed`` + i in every condition.
     request : Request
-        Data, models and settings; trial and mask are ignored.
+        Data, models, repeats and settings; trial and mask are ignored.
     size : int
-        At most this many images a chunk.
+        At most this many images a chunk; pictures that are not generated come in one, because every chunk would go through the training images.
 
     Returns
     -------
@@ -94,11 +83,12 @@ def chunks(name: str, nsd_ids: IntArray, request: Request, *, size: int = BATCH)
     RequestError
         No condition has that name.
     """
-    sources = np.roll(nsd_ids, -1) if condition(name).responses == "wrong" else nsd_ids
+    wanted = condition(name)
+    sources = np.roll(nsd_ids, -1) if wanted.responses == "wrong" else nsd_ids
     seeds = (request.settings.seed + np.arange(len(nsd_ids))) % 2**32
-    named = partial(Chunk, dataset=request.dataset, subject=request.subject, generator=request.generator, decoder=request.decoder, settings=request.settings)
-    parts = [[tuple(values[start : start + size].tolist()) for values in (nsd_ids, sources, seeds)] for start in range(0, len(nsd_ids), size)]
-    return tuple(named(name, *part) for part in parts)
+    step = size if wanted.pictures == "generated" else max(len(nsd_ids), 1)
+    parts = [slice(start, start + step) for start in range(0, len(nsd_ids), step)]
+    return tuple(Chunk(name, tuple(nsd_ids[some].tolist()), tuple(sources[some].tolist()), tuple(seeds[some].tolist()), request) for some in parts)
 
 
 def draw(chunk: Chunk, *, progress: Progress | None = None) -> UInt8Array:
@@ -115,6 +105,10 @@ def draw(chunk: Chunk, *, progress: Progress | None = None) -> UInt8Array:
     HavirError
         Data or weights are missing or do not fit; DeviceOutOfMemory when not even one picture fits.
     """
+    return _SOURCES[condition(chunk.condition).pictures](chunk, progress)
+
+
+def _generated(chunk: Chunk, progress: Progress | None) -> UInt8Array:
     dataset, decoder, versatile = models(chunk.request)
     responses, each, count = _responses(dataset, chunk), chunk.each, len(chunk.nsd_ids)
 
@@ -125,11 +119,27 @@ def draw(chunk: Chunk, *, progress: Progress | None = None) -> UInt8Array:
     return np.concatenate([done for _, done in in_batches(count, fitting(versatile, count), work)])
 
 
+def _mean(chunk: Chunk, progress: Progress | None) -> UInt8Array:
+    dataset, _, versatile = models(chunk.request)
+    return np.repeat(mean_image(dataset, chunk.request.subject, versatile.side, progress)[None], len(chunk.nsd_ids), 0)
+
+
+def _nearest(chunk: Chunk, progress: Progress | None) -> UInt8Array:
+    dataset, decoder, versatile = models(chunk.request)
+    responses = _responses(dataset, chunk)
+    embeds = np.concatenate([decoder.decode(responses[start : start + BATCH]).image_embeds for start in range(0, len(responses), BATCH)])
+    nearest = nearest_images(dataset, chunk.request.subject, versatile, embeds, progress)
+    return np.concatenate([at_side(dataset.stimuli(nearest[start : start + BATCH]), versatile.side) for start in range(0, len(nearest), BATCH)])
+
+
+_SOURCES = {"generated": _generated, "mean": _mean, "nearest": _nearest}
+
+
 def _responses(dataset: Dataset, chunk: Chunk) -> FloatArray:
     sources = np.array(chunk.sources, np.int64)
     if condition(chunk.condition).responses == "none":
-        return np.zeros_like(mean_responses(dataset, chunk.subject, sources[:1])).repeat(len(sources), 0)
-    return mean_responses(dataset, chunk.subject, sources)
+        return np.zeros_like(mean_responses(dataset, chunk.request.subject, sources[:1])).repeat(len(sources), 0)
+    return mean_responses(dataset, chunk.request.subject, sources, chunk.request.repeats)
 
 
 def _redrawn(versatile: VersatileDiffusion, decoded: Decoded, each: Sequence[Settings], on_step: Callable[[int, int, Tensor], None]) -> UInt8Array:

@@ -7,10 +7,45 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from havir_explorer import measure
+from havir_explorer.evaluate.scoring import Missing
+from havir_explorer.measure.protocols import OWN, Protocol
 from havir_explorer.records import FloatArray, Settings
 
 RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A condition's mean in one metric, with the 95 % interval over images."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A metric as tables show it.
+
+    Parameters
+    ----------
+    name : str
+    chance : float
+        The protocol's own, or what the next test stimulus scores in a picture's place.
+    higher_is_better : bool
+    protocol : str
+        In words.
+    """
+
+    name: str
+    chance: float
+    higher_is_better: bool
+    protocol: str
+
+    @property
+    def title(self) -> str:
+        """Name, with an arrow where it should go."""
+        return f"{self.name} {'↑' if self.higher_is_better else '↓'}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,9 +58,14 @@ class Evaluation:
     synthetic : bool
     settings : Settings
     rows : DataFrame
-        One row a condition and image: ``condition``, ``nsd_id``, ``trial``, ``seed``, and one column a metric.
-    tower : str
-        The feature network of the CLIP scores, in words.
+        One row a condition and image: ``condition``, ``kind``, ``protocol``, ``nsd_id``, ``trial``, ``seed``, and one column a metric.
+    columns : tuple of Column
+        What the metrics' columns mean.
+    missing : tuple of Missing
+        Metrics of the protocol that are not there for lack of weights.
+    protocol : Protocol
+    split, repeats : str
+        Which test images, and whether their responses are averaged.
     """
 
     dataset: str
@@ -33,32 +73,41 @@ class Evaluation:
     synthetic: bool
     settings: Settings
     rows: pd.DataFrame
-    tower: str = measure.OWN_TOWER
+    columns: tuple[Column, ...]
+    missing: tuple[Missing, ...] = ()
+    protocol: Protocol = OWN
+    split: str = ""
+    repeats: str = "mean"
 
     @property
     def n_images(self) -> int:
         """Number of test images."""
         return int(self.rows["nsd_id"].nunique())
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions, in order."""
+        return tuple(str(name) for name in self.rows["condition"].unique())
+
+    def cells(self, condition: str) -> tuple[Cell, ...]:
+        """Return a condition's means, one a column."""
+        rows = self.rows[self.rows["condition"] == condition]
+        return tuple(_cell(rows[column.name].to_numpy(dtype=np.float64)) for column in self.columns)
+
+    def facts(self) -> dict[str, object]:
+        """Return what is to be said beside the numbers, in values that JSON knows."""
+        metrics = {c.name: {"chance": c.chance, "higher_is_better": c.higher_is_better, "protocol": c.protocol} for c in self.columns}
+        named = {"dataset": self.dataset, "subject": self.subject, "synthetic": self.synthetic, "settings": dataclasses.asdict(self.settings)}
+        tested = {"split": self.split or "shared", "repeats": self.repeats, "protocol": self.protocol.name}
+        return {"n_images": self.n_images, **named, **tested, "metrics": metrics, "missing": [dataclasses.asdict(m) for m in self.missing]}
+
     def as_dict(self) -> dict[str, object]:
         """Return means and bootstrap intervals in the shape the command line prints as JSON."""
-        meant = measure.metrics(self.tower).values()
-        metrics = {m.name: {"chance": m.chance, "higher_is_better": m.higher_is_better, "protocol": m.protocol} for m in meant}
         conditions = {
-            name: {metric: {"mean": mean, "ci95": [low, high]} for metric, (mean, low, high) in found.items()} for name, found in self._intervals().items()
+            name: {column.name: {"mean": cell.mean, "ci95": [cell.low, cell.high]} for column, cell in zip(self.columns, self.cells(name), strict=True)}
+            for name in self.conditions
         }
-        settings = dataclasses.asdict(self.settings)
-        facts = {"dataset": self.dataset, "subject": self.subject, "synthetic": self.synthetic, "settings": settings, "metrics": metrics}
-        return {"n_images": self.n_images, "conditions": conditions, **facts}
-
-    def as_table(self) -> pd.DataFrame:
-        """Return one row a condition, one column a metric, each cell "mean [low, high]"."""
-        cells = {name: {m: f"{mean:.3f} [{low:.3f}, {high:.3f}]" for m, (mean, low, high) in found.items()} for name, found in self._intervals().items()}
-        return pd.DataFrame.from_dict(cells, orient="index", columns=list(measure.METRICS))
-
-    def _intervals(self) -> dict[str, dict[str, tuple[float, float, float]]]:
-        groups = self.rows.groupby("condition", sort=False)
-        return {str(name): {m: _interval(group[m].to_numpy(dtype=np.float64)) for m in measure.METRICS} for name, group in groups}
+        return {"conditions": conditions, **self.facts()}
 
 
 def bootstrap(values: FloatArray, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
@@ -81,5 +130,5 @@ def bootstrap(values: FloatArray, resamples: int = RESAMPLES, seed: int = 0) -> 
     return float(low), float(high)
 
 
-def _interval(values: FloatArray) -> tuple[float, float, float]:
-    return float(values.mean()), *bootstrap(values)
+def _cell(values: FloatArray) -> Cell:
+    return Cell(float(values.mean()), *bootstrap(values))

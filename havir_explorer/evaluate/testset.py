@@ -8,8 +8,7 @@ import numpy as np
 
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.errors import RequestError
-from havir_explorer.pipeline import at_side
-from havir_explorer.records import FloatArray, IntArray, UInt8Array
+from havir_explorer.records import FloatArray, IntArray, Repeats, UInt8Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,7 +22,7 @@ class TestSet:
     trials : int64 (n,)
         The first trial of each.
     stimuli : uint8 (n, H, W, 3)
-        At the pictures' size.
+        As the data set has them.
     """
 
     nsd_ids: IntArray
@@ -31,26 +30,44 @@ class TestSet:
     stimuli: UInt8Array
 
 
-def collect(dataset: Dataset, subject: str, limit: int, side: int) -> TestSet:
-    """Return the first ``limit`` shared images a subject saw.
+def collect(dataset: Dataset, subject: str, limit: int, split: str = "") -> TestSet:
+    """Return the first ``limit`` test images a subject saw.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    subject : str
+    limit : int
+        At least 2.
+    split : str
+        ``shared1000``, ``shared982`` or ``special515`` (:mod:`havir_explorer.data.splits`); every shared image when empty.
 
     Raises
     ------
     RequestError
-        ``limit`` or the number of shared images is below 2.
+        No such split; ``limit`` or the number of images is below 2.
     """
     trials = dataset.trials(subject)
-    shared = trials[trials["shared"].to_numpy(dtype=bool)]
-    ids, first = np.unique(shared["nsd_id"].to_numpy(dtype=np.int64), return_index=True)
+    tested = trials["nsd_id"].isin(dataset.split(subject, split)) if split else trials["shared"]
+    tested = trials[tested.to_numpy(dtype=bool)]
+    ids, first = np.unique(tested["nsd_id"].to_numpy(dtype=np.int64), return_index=True)
     if len(ids[: max(limit, 0)]) < 2:
-        msg = f"an evaluation needs at least 2 shared test images; limit is {limit} and {subject} saw {len(ids)} in {dataset.name}"
+        which = f"images of {split}" if split else "shared images"
+        msg = f"an evaluation needs at least 2 test images; limit is {limit} and {subject} saw {len(ids)} {which} in {dataset.name}"
         raise RequestError(msg)
-    ids, first = ids[:limit], shared.index.to_numpy(dtype=np.int64)[first[:limit]]
-    return TestSet(ids, first, at_side(dataset.stimuli(ids), side))
+    ids, first = ids[:limit], tested.index.to_numpy(dtype=np.int64)[first[:limit]]
+    return TestSet(ids, first, dataset.stimuli(ids))
 
 
-def mean_responses(dataset: Dataset, subject: str, nsd_ids: IntArray) -> FloatArray:
-    """Return the response to each image, float32 (n, n_voxels), averaged over all its presentations."""
+def training_images(dataset: Dataset, subject: str) -> IntArray:
+    """Return the images the subject saw that are no test image of any split, int64 (n,), ascending."""
+    trials = dataset.trials(subject)
+    return np.unique(trials.loc[~trials["shared"].to_numpy(dtype=bool), "nsd_id"].to_numpy(dtype=np.int64))
+
+
+def mean_responses(dataset: Dataset, subject: str, nsd_ids: IntArray, repeats: Repeats = "mean") -> FloatArray:
+    """Return the response to each image, float32 (n, n_voxels): averaged over all its presentations, or that of the first alone."""
     trials = dataset.trials(subject)
     shown, index = trials["nsd_id"].to_numpy(dtype=np.int64), trials.index.to_numpy(dtype=np.int64)
-    return np.stack([dataset.responses(subject, index[shown == nsd_id]).mean(0) for nsd_id in nsd_ids])
+    groups = [index[shown == nsd_id][: 1 if repeats == "single" else None] for nsd_id in nsd_ids]
+    return np.stack([dataset.responses(subject, group).mean(0) for group in groups])

@@ -1,0 +1,125 @@
+"""``havir evaluate``: draw the test images under every condition, score them, and print or write the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from havir_explorer.cli_options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
+from havir_explorer.cli_show import can_write, console, emit, names, progress_bar, table, write
+from havir_explorer.errors import RequestError
+from havir_explorer.records import Repeats, Request
+
+if TYPE_CHECKING:
+    from havir_explorer.evaluate import Evaluation
+    from havir_explorer.measure import Tower
+
+_D = Request()
+
+
+def evaluate(
+    *,
+    dataset: DatasetOption = _D.dataset,
+    subject: SubjectOption = _D.subject,
+    limit: Annotated[int, typer.Option("--limit", help="At most this many test images.")] = 100,
+    split: Annotated[str, typer.Option("--split", help="shared1000, shared982 or special515; every shared image the subject saw when left out.")] = "",
+    repeats: Annotated[str, typer.Option("--repeats", help="'mean' over an image's presentations, or 'single': the first alone.")] = "mean",
+    conditions: Annotated[str, typer.Option("--conditions", help="Some of them, e.g. full,no_brain, or a group: ablation, controls, all. [all]")] = "",
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="Whose scores: own, me2 (MindEye2), bd (Brain-Diffuser) or minddiffuser. [own for the teaching world; me2]")
+    ] = "",
+    networks: Annotated[Path | None, typer.Option("--networks", help="Folder of the feature networks' checkpoints. [torch's hub folder]")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of every picture's noise.")] = 0,
+    generator: GeneratorOption = None,
+    decoder: DecoderOption = None,
+    linear: Annotated[str, typer.Option("--linear", help="Folder of a linear decoder, for the condition linear.")] = "",
+    clip: Annotated[str, typer.Option("--clip", help="OpenCLIP model for protocol own, e.g. ViT-L-14; the generator's own tower when left out.")] = "",
+    clip_weights: Annotated[str, typer.Option("--clip-weights", help="Its checkpoint file, or one of its tags, e.g. openai.")] = "",
+    as_table: Annotated[str, typer.Option("--table", help="Write the table as md, csv, latex or json. [what --out ends in]")] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="File for the table: .md, .csv, .tex or .json.")] = None,
+    rows: Annotated[Path | None, typer.Option("--rows", help="Keep every picture's scores here: .parquet.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score reconstructions of the test images, and of the controls that show what the brain added."""
+    from havir_explorer import evaluate as scoring
+    from havir_explorer.evaluate import formats
+
+    written = _format(as_table, out)
+    if rows is not None:
+        can_write(rows, ".parquet")
+    tower = _tower(clip, clip_weights, protocol)
+    with progress_bar(f"evaluating {subject}") as show:
+        found = scoring.evaluate(
+            dataset,
+            subject,
+            conditions=names(conditions),
+            limit=limit,
+            seed=seed,
+            progress=show,
+            generator=generator or _D.generator,
+            decoder=decoder or _D.decoder,
+            linear=linear,
+            clip=tower,
+            protocol=protocol or ("own" if tower else ""),
+            networks=networks,
+            split=split,
+            repeats=_repeats(repeats),
+        )
+    if rows is not None:
+        write(rows, lambda part: formats.write_rows(found, part))
+    _print(found, written, out, as_json=as_json)
+
+
+def _print(found: Evaluation, written: str, out: Path | None, *, as_json: bool) -> None:
+    from havir_explorer.evaluate import formats
+
+    if out is not None:
+        text = formats.format_(written)(found)
+        write(out, lambda part: part.write_text(text, encoding="utf-8"))
+    if as_json:
+        emit(found.as_dict())
+    elif written and out is None:
+        typer.echo(formats.format_(written)(found), nl=False)
+    else:
+        header, *body = formats.grid(found)
+        table(formats.heading(found), header, body)
+        for line in formats.lacking(found):
+            console().print(line)
+
+
+def _format(asked: str, out: Path | None) -> str:
+    """How the table is written, known before anything is drawn; empty for the terminal."""
+    from havir_explorer.evaluate.formats import ENDINGS, format_
+
+    if out is not None:
+        can_write(out, *ENDINGS) if not asked else can_write(out, out.suffix.lower())
+    name = asked or (ENDINGS[out.suffix.lower()] if out else "")
+    if name:
+        format_(name)
+    return name
+
+
+def _repeats(name: str) -> Repeats:
+    if name == "mean":
+        return "mean"
+    if name == "single":
+        return "single"
+    msg = f"--repeats takes mean or single; got {name!r}"
+    raise RequestError(msg)
+
+
+def _tower(model: str, weights: str, protocol: str) -> Tower | None:
+    """The feature network asked for; None is the generator's own."""
+    if bool(model) != bool(weights):
+        msg = f"--clip and --clip-weights go together: the model and its checkpoint; got {model or 'no model'} and {weights or 'no checkpoint'}"
+        raise RequestError(msg)
+    if not model:
+        return None
+    if protocol not in {"", "own"}:
+        msg = f"--clip is for protocol own; the protocol {protocol} has its own CLIP: leave --clip out"
+        raise RequestError(msg)
+    from havir_explorer.measure import open_clip_tower
+
+    return open_clip_tower(model, weights)

@@ -1,0 +1,83 @@
+"""What is compared as pixels: Pearson's r and SSIM."""
+
+from __future__ import annotations
+
+import numpy as np
+from skimage.color import rgb2gray
+from skimage.metrics import structural_similarity
+
+from havir_explorer.errors import RequestError
+from havir_explorer.measure.compare import paired_r
+from havir_explorer.measure.resize import interpolated
+from havir_explorer.records import FloatArray, UInt8Array
+
+SMALL = 128
+"""Pictures up to this side are compared at their own size; larger ones as the field does, at 256 and then 425 pixels."""
+
+
+def pixcorr(pictures: UInt8Array, stimuli: UInt8Array) -> FloatArray:
+    """Return Pearson's r of the pixels of each pair.
+
+    Parameters
+    ----------
+    pictures, stimuli : uint8 (n, H, W, 3)
+
+    Returns
+    -------
+    float32 (n,)
+        In [-1, 1]; 0 where a picture is one flat value, which correlates with nothing.
+    """
+    return pixel_r(*_standard(pictures, stimuli))
+
+
+def ssim(pictures: UInt8Array, stimuli: UInt8Array) -> FloatArray:
+    """Return the structural similarity of each pair in grey (Wang et al. 2004; scikit-image).
+
+    Plain two-dimensional SSIM as MindEye's; Brain-Diffuser's pinned scikit-image averages one-dimensional SSIMs of columns instead, so its
+    numbers are higher and do not compare.
+
+    Parameters
+    ----------
+    pictures, stimuli : uint8 (n, H, W, 3)
+        H and W at least 11.
+
+    Returns
+    -------
+    float32 (n,)
+        In [-1, 1].
+    """
+    return grey_ssim(*_standard(pictures, stimuli))
+
+
+def pixel_r(left: FloatArray, right: FloatArray) -> FloatArray:
+    """Return Pearson's r over all RGB values of each pair, float32 (n,), of pictures (n, H, W, 3); 0 where one is flat."""
+    return paired_r(left.reshape(len(left), -1), right.reshape(len(right), -1))
+
+
+def grey_ssim(left: FloatArray, right: FloatArray) -> FloatArray:
+    """Return the two-dimensional SSIM of each pair in grey, float32 (n,), of pictures (n, H, W, 3) in [0, 1]."""
+    return _ssim(left, right, columns=False)
+
+
+def column_ssim(left: FloatArray, right: FloatArray) -> FloatArray:
+    """Return the mean over columns of the one-dimensional SSIM of each pair in grey, float32 (n,), of pictures (n, H, W, 3) in [0, 1].
+
+    What scikit-image 0.17, which Brain-Diffuser pins, makes of ``multichannel=True`` with a grey picture: its columns are taken for channels.
+    """
+    return _ssim(left, right, columns=True)
+
+
+def _ssim(left: FloatArray, right: FloatArray, *, columns: bool) -> FloatArray:
+    axis, pairs = -1 if columns else None, zip(rgb2gray(left), rgb2gray(right), strict=True)
+    found = [structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0, channel_axis=axis) for a, b in pairs]
+    return np.array(found, np.float32)
+
+
+def _standard(pictures: UInt8Array, stimuli: UInt8Array) -> tuple[FloatArray, FloatArray]:
+    if pictures.shape != stimuli.shape or pictures.ndim != 4:
+        msg = f"pictures and stimuli must both be (n, H, W, 3) of one shape; got {pictures.shape} and {stimuli.shape}: resize the stimuli to the pictures' size"
+        raise RequestError(msg)
+    left, right = (np.asarray(values, np.float32) / np.float32(255) for values in (pictures, stimuli))
+    if max(pictures.shape[1:3]) <= SMALL:
+        return left, right
+    return interpolated(left, 256, 425), interpolated(right, 256, 425)
