@@ -1,16 +1,20 @@
 # make demo                     install and open the first notebook in JupyterLab
 # make demo ARGS=--no-browser   the same, printing the address instead
 # make test                     install and check everything
+# make unit                     the fast tests alone: less than three minutes on two cores; JOBS=4 for four
+# make slow                     those that take more than ten seconds each
 # make test-fullsize            a random Versatile Diffusion of the published size: 16 GB of memory, 10 GB of disk, some minutes
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types contracts unit test-fullsize notebooks browser chromium bench clean
+.NOTPARALLEL: # the browser tests look at the clock, and want the machine for themselves
+.PHONY: help demo test lint types contracts unit slow test-fullsize notebooks browser chromium bench clean
 
 VENV  := .venv
 BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 PINS  := pyproject.toml constraints.txt
 ARGS  ?=
+JOBS  ?= 2
 
 help:
 	@sed -n '1,/^SHELL/s/^# //p' Makefile
@@ -18,9 +22,7 @@ help:
 demo: $(VENV)/.ready
 	$(BIN)/havir demo $(ARGS)
 
-test: lint types contracts chromium
-	$(BIN)/havir demo --build-only
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tests notebooks $(ARGS)
+test: lint types contracts chromium unit slow notebooks browser
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .
@@ -32,7 +34,12 @@ contracts: $(VENV)/.ready-test
 	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -m "not browser and not fullsize" tests $(ARGS)
+	$(BIN)/havir demo --build-only
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not browser and not fullsize" tests $(ARGS)
+
+slow: $(VENV)/.ready-test
+	$(BIN)/havir demo --build-only
+	$(BIN)/python -m pytest -m slow tests $(ARGS)
 
 test-fullsize: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -m fullsize -s tests/test_full_size.py $(ARGS)

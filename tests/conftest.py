@@ -14,11 +14,38 @@ from havir_explorer.cli_show import quiet
 quiet()
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in a test may depend on the network
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache_folder(tmp_path_factory):
+    """A cache folder of this process's own, so that no test depends on what another run or worker has left; see :func:`borrow`."""
+    from havir_explorer.data import WORLD, open_dataset
+    from havir_explorer.paths import cache_folder
+
+    if not (cache_folder() / WORLD).exists():
+        open_dataset("demo")  # builds it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HAVIR_CACHE", str(borrow(tmp_path_factory.mktemp("cache") / "havir")))
+        yield
+
+
+def borrow(own: Path) -> Path:
+    """Make an empty cache folder, into which the teaching world and its prepared responses are linked from the present one."""
+    from havir_explorer.data import WORLD
+    from havir_explorer.paths import cache_folder
+
+    own.mkdir()
+    for name in (WORLD, "responses"):
+        (cache_folder() / name).mkdir(exist_ok=True)
+        (own / name).symlink_to((cache_folder() / name).resolve(), target_is_directory=True)
+    return own
 
 
 @pytest.fixture(scope="session")
 def demo():
-    """The teaching world, read as the NSD tree it is; built once into the user's cache folder."""
+    """The teaching world, read as the NSD tree it is."""
     from havir_explorer.data import open_dataset
 
     return open_dataset("demo")
@@ -77,15 +104,8 @@ def request_(demo, subject, trial):
 
 @pytest.fixture
 def cache(demo, tmp_path, monkeypatch) -> Path:
-    """A cache folder of the test's own; the teaching world and its prepared responses are borrowed from the user's."""
-    from havir_explorer.data import WORLD
-    from havir_explorer.paths import cache_folder
-
-    users, own = cache_folder(), tmp_path / "cache"
-    own.mkdir()
-    for name in (WORLD, "responses"):
-        (users / name).mkdir(exist_ok=True)
-        (own / name).symlink_to((users / name).resolve(), target_is_directory=True)
+    """A cache folder of the test's own; see :func:`borrow`."""
+    own = borrow(tmp_path / "cache")
     monkeypatch.setenv("HAVIR_CACHE", str(own))
     return own
 

@@ -248,10 +248,10 @@ def test_a_marker_names_a_generated_tree(damaged: Tree, tmp_path: Path) -> None:
     assert (nsd.synthetic, nsd.name) == (True, "toy")
 
 
-def test_open_dataset_opens_a_path_once(pristine: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_dataset_opens_a_path_once(damaged: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAVIR_CACHE", str(tmp_path / "elsewhere"))
-    first = open_dataset(pristine.root)
-    assert open_dataset(str(pristine.root)) is first
+    first = open_dataset(damaged.root)
+    assert open_dataset(str(damaged.root)) is first
     first.responses("subj01", np.array([0]))
     assert list((tmp_path / "elsewhere" / "responses").rglob("*.npy"))
     with pytest.raises(DataMissing, match=r"no data set at 'nowhere'.*'demo'"):
