@@ -3,6 +3,9 @@
 # make test                     install and check everything
 # make unit                     the fast tests alone: less than three minutes on two cores; JOBS=4 for four
 # make slow                     those that take more than ten seconds each
+# make notebooks, make browser  the notebooks; the app in a real JupyterLab with Chromium
+# make lint, types, contracts   style, mypy, and which module may import which
+# make bench                    waiting times and memory, against their targets
 # make test-fullsize            a random Versatile Diffusion of the published size: 16 GB of memory, 10 GB of disk, some minutes
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
