@@ -22,6 +22,7 @@ from havir_explorer import (
     cli_prepare,
     cli_sweep,
     cli_targets,
+    cli_train,
     cli_weights,
 )
 from havir_explorer.cli_options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
@@ -142,34 +143,7 @@ app.command()(cli_diffuse.diffuse)
 app.command()(cli_evaluate.evaluate)
 
 
-@app.command()
-def train(
-    *,
-    dataset: DatasetOption = _D.dataset,
-    subject: SubjectOption = _D.subject,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the weights. [the cache folder]")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimiser steps of each branch.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of initialisation and batches.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on from the folder's last checkpoint.")] = True,
-    captions: Annotated[str | None, typer.Option("--captions", help="Text target: mean or first caption. [mean; first for the teaching world]")] = None,
-    generator: GeneratorOption = None,
-    split: Annotated[str | None, typer.Option("--split", help="Voxels of the branches: default, takagi, streams, or all (to both: the control).")] = None,
-    rois: Annotated[str | None, typer.Option("--rois", help="Only these ROIs of the split, with commas between: V1,V2,FFA-1.")] = None,
-    edges: Annotated[str, typer.Option("--edges", help="Compare edges of latents, or of pixels (decoded pictures; slower).")] = "latents",
-    mixco: Annotated[bool, typer.Option("--mixco", help="Mix brain responses for the first third of the run (BiMixCo).")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Train HAVIR's two branches on one subject's responses."""
-    from havir_explorer import cli_train, cli_train_asked
-
-    asked = cli_train_asked.asked(mixco=mixco, edges=edges, split_name=split, rois=rois)
-    wanted = cli_train.caption_target(captions)
-    trained = cli_train.train(dataset, subject, generator or _D.generator, out, captions=wanted, steps=steps, seed=seed, resume=resume, asked=asked)
-    if as_json:
-        facts = {"weights": str(trained.weights), "subject": trained.subject, "images": trained.images, "wall_seconds": trained.wall_seconds}
-        emit({**facts, **trained.record.model_dump()})
-    else:
-        console().print(f"wrote {trained.weights}: use it with --decoder {trained.weights}")
+app.command()(cli_train.train)
 
 
 @app.command("map")

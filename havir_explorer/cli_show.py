@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from havir_explorer.errors import Cancelled, HavirError, OutputError, RequestError
 
+_Name = TypeVar("_Name", bound=str)
 DEBUG = "HAVIR_DEBUG"
 """Environment variable: when set, errors come with their traceback."""
 
@@ -165,3 +167,18 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         msg = f"{option} names no number; give some, such as 1 or 1-3,7"
         raise RequestError(msg)
     return tuple(found)
+
+
+def one_of(option: str, asked: str, known: tuple[_Name, ...]) -> _Name:
+    """Return the value of an option that takes one of a few names.
+
+    Raises
+    ------
+    RequestError
+        It is none of them.
+    """
+    for name in known:
+        if asked == name:
+            return name
+    msg = f"{option} takes {' or '.join(known)}; got {asked!r}"
+    raise RequestError(msg)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from havir_explorer.cli_options import DatasetOption, GeneratorOption, JsonOption
-from havir_explorer.cli_show import console, emit, names, progress_bar
+from havir_explorer.cli_show import console, emit, names, one_of, progress_bar
 from havir_explorer.errors import RequestError, nearest
 from havir_explorer.records import Request
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from havir_explorer.records import IntArray
 
 _D = Request()
-_Name = TypeVar("_Name", bound=str)
 
 
 def targets(
@@ -38,8 +37,8 @@ def targets(
     from havir_explorer.data import open_dataset
     from havir_explorer.decode.targets import CaptionTarget, ImageSource
 
-    rule = None if captions is None else _one_of("--captions", captions, get_args(CaptionTarget))
-    source = _one_of("--images", images, get_args(ImageSource))
+    rule = None if captions is None else one_of("--captions", captions, get_args(CaptionTarget))
+    source = one_of("--images", images, get_args(ImageSource))
     tree = open_dataset(dataset)
     ids = _seen(tree, names(subject) or tree.subjects())
     with progress_bar("looking at targets") as show:
@@ -66,14 +65,6 @@ def _seen(tree: Dataset, subjects: Sequence[str]) -> IntArray:
             msg = f"{tree.name} has no subject {subject!r}; {nearest(subject, tree.subjects())}"
             raise RequestError(msg)
     return np.unique(np.concatenate([tree.trials(subject)["nsd_id"].to_numpy(dtype=np.int64) for subject in subjects]))
-
-
-def _one_of(option: str, asked: str, known: tuple[_Name, ...]) -> _Name:
-    for name in known:
-        if asked == name:
-            return name
-    msg = f"{option} takes {' or '.join(known)}; got {asked!r}"
-    raise RequestError(msg)
 
 
 def _notice(sentence: str) -> None:

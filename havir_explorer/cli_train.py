@@ -1,111 +1,186 @@
-"""``havir train``: encode what a subject saw, then fit both branches of HAVIR to it."""
+"""``havir train``: encode what a subject saw, then fit HAVIR's branches to it, with what that will cost said first."""
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
 
-import numpy as np
+import typer
 
-from havir_explorer import encoding, paths
-from havir_explorer.cli_show import console, progress_bar
-from havir_explorer.cli_train_asked import Asked, pixel_edges
-from havir_explorer.data import open_dataset
-from havir_explorer.decode.manifest import Record
-from havir_explorer.decode.options import Options
-from havir_explorer.decode.split import choose
-from havir_explorer.decode.targets import CaptionTarget
-from havir_explorer.decode.train import STEPS, fit
+from havir_explorer.cli_options import DatasetOption, GeneratorOption, JsonOption, SubjectOption
+from havir_explorer.cli_show import console, emit, one_of, progress_bar
 from havir_explorer.errors import OutputError, RequestError, nearest
+from havir_explorer.records import Branch, Request
 
+if TYPE_CHECKING:
+    from havir_explorer.cli_train_asked import Asked, Shape
+    from havir_explorer.data.dataset import Dataset
+    from havir_explorer.decode.manifest import Manifest
+    from havir_explorer.decode.target_store import TargetStore
+    from havir_explorer.diffuse.model import VersatileDiffusion
 
-@dataclass(frozen=True)
-class Trained:
-    """What came of a training.
-
-    Parameters
-    ----------
-    weights : Path
-        Folder of the decoder.
-    subject : str
-    images : int
-        Pictures offered for training.
-    wall_seconds : float
-    record : Record
-        As written beside the weights.
-    """
-
-    weights: Path
-    subject: str
-    images: int
-    wall_seconds: float
-    record: Record
-
-
-def caption_target(asked: str | None) -> CaptionTarget | None:
-    """Return the text target asked for.
-
-    Raises
-    ------
-    RequestError
-        It is neither ``mean`` nor ``first``.
-    """
-    targets_by_name: dict[str | None, CaptionTarget | None] = {None: None, "mean": "mean", "first": "first"}
-    if asked in targets_by_name:
-        return targets_by_name[asked]
-    msg = f"--captions takes mean or first; got {asked!r}"
-    raise RequestError(msg)
+_D = Request()
 
 
 def train(
-    dataset: str,
-    subject: str,
-    generator: str,
-    out: Path | None,
     *,
-    captions: CaptionTarget | None,
-    steps: int | None,
-    seed: int,
-    resume: bool,
-    asked: Asked,
-) -> Trained:
-    """Train one subject's decoder on every image that is not shared, and say what came of it.
+    dataset: DatasetOption = _D.dataset,
+    subject: SubjectOption = _D.subject,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the weights. [the cache folder]")] = None,
+    branch: Annotated[str, typer.Option("--branch", help="structural or semantic: train that one and leave the other in the folder as it is. [both]")] = "",
+    size: Annotated[str, typer.Option("--size", help="small, for the teaching world and a CPU, or full, the published widths for a GPU.")] = "small",
+    options: Annotated[Path | None, typer.Option("--options", help="TOML or JSON file with what else shapes the training: rates, widths, losses.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimiser steps of each branch. [1500; 120 epochs of the full size]")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Instead of --steps: how often each picture is shown.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Pictures a step. [64; 32 of the full size]")] = None,
+    patience: Annotated[int | None, typer.Option("--patience", help="Stop after so many looks at held-out pictures without a better one; 0 never.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or mps. [the fastest there is]")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="no, bf16 or fp16. [no; bf16 for the full size on a GPU]")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of initialisation and batches.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on from the folder's last checkpoint.")] = True,
+    captions: Annotated[str | None, typer.Option("--captions", help="Text target: mean or first caption. [mean; first for the teaching world]")] = None,
+    generator: GeneratorOption = None,
+    split: Annotated[str | None, typer.Option("--split", help="Voxels of the branches: default, takagi, streams, or all (to both: the control).")] = None,
+    rois: Annotated[str | None, typer.Option("--rois", help="Only these ROIs of the split, with commas between: V1,V2,FFA-1.")] = None,
+    edges: Annotated[str, typer.Option("--edges", help="Compare edges of latents, or of pixels (decoded pictures; slower).")] = "latents",
+    mixco: Annotated[bool, typer.Option("--mixco", help="Mix brain responses for the first third of the run (BiMixCo).")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the losses for TensorBoard too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train HAVIR's branches on one subject's responses; run it again to go on after a stop.
+
+    On several GPUs: accelerate launch "$(command -v havir)" train --size full --dataset DIR …
+    """
+    from havir_explorer import cli_train_asked
+    from havir_explorer.decode.files import read
+    from havir_explorer.decode.train import BOTH
+
+    began = time.perf_counter()
+    asked = cli_train_asked.asked(mixco=mixco, edges=edges, split_name=split, rois=rois)
+    shape = cli_train_asked.shape(size, options, epochs=epochs, batch=batch, patience=patience, precision=precision)
+    branches = (one_of("--branch", branch, BOTH),) if branch else BOTH
+    source = _Source(dataset, subject, generator or _D.generator, captions)
+    how = _How(branches, steps, seed, resume, device, tensorboard)
+    folder, manifest = trained(source, out, how, asked=asked, shape=shape)
+    if as_json:
+        facts = {"weights": str(folder), "subject": subject, "branches": list(branches), "images": len(manifest.train_nsd_ids)}
+        emit({**facts, "wall_seconds": round(time.perf_counter() - began, 1), **manifest.record.model_dump()})
+        return
+    whole = set(read(folder).branches) == set(BOTH)
+    use = f"use it with --decoder {folder}" if whole else f"the other branch is still missing: train it with the same --out and --branch {_other(branch)}"
+    console().print(f"wrote {folder}: {use}")
+
+
+def _other(branch: str) -> str:
+    return "semantic" if branch == "structural" else "structural"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is trained on."""
+
+    dataset: str
+    subject: str
+    generator: str
+    captions: str | None
+
+
+@dataclass(frozen=True)
+class _How:
+    """Which branches are trained, for how long, and where."""
+
+    branches: tuple[Branch, ...]
+    steps: int | None
+    seed: int
+    resume: bool
+    device: str | None
+    tensorboard: bool
+
+
+def trained(source: _Source, out: Path | None, how: _How, *, asked: Asked, shape: Shape) -> tuple[Path, Manifest]:
+    """Train branches of one subject's decoder on every image that is not shared; return its folder and what is said of it.
 
     Its targets come from the data set's store under the cache folder, to which those that it lacks are added (:mod:`havir_explorer.encoding`).
 
     Raises
     ------
     RequestError
-        The subject is unknown, or the voxels asked for leave a branch without any.
+        The subject is unknown, the voxels asked for leave a branch without any, or an option is out of range.
     OutputError
         The folder cannot be made or written.
     """
+    from havir_explorer import cli_train_asked
+    from havir_explorer.decode.machine import main_process_first
+    from havir_explorer.decode.options import Options
+    from havir_explorer.decode.split import choose
+    from havir_explorer.decode.train import fit_branches
+    from havir_explorer.diffuse import device
+
+    runs_on = str(device.device(how.device))
+    tree = _tree(source.dataset, source.subject)
+    choose(tree.atlas(source.subject), asked.options(shape.changed(Options())).choice)  # said before anything is encoded
+    folder = _folder(out, tree, source.subject)
+    with main_process_first(runs_on):
+        store, model = _targets(tree, source)
+    options = replace(asked.options(shape.options(store, runs_on)), caption_target=store.caption_target)
+    edges = cli_train_asked.pixel_edges(tree, model) if options.pixel_edges else None
+    with progress_bar("training") as show:
+        manifest = fit_branches(
+            tree,
+            source.subject,
+            store,
+            folder,
+            branches=how.branches,
+            steps=how.steps,
+            seed=how.seed,
+            progress=show,
+            notice=_notice,
+            resume=how.resume,
+            options=options,
+            device=runs_on,
+            edges=edges,
+            tensorboard=how.tensorboard,
+        )
+    return folder, manifest
+
+
+def _tree(dataset: str, subject: str) -> Dataset:
+    """Open the data set, once it is known that it has the subject."""
+    from havir_explorer.data import open_dataset
+
     tree = open_dataset(dataset)
     if subject not in tree.subjects():
         msg = f"{tree.name} has no subject {subject!r}; {nearest(subject, tree.subjects())}"
         raise RequestError(msg)
-    choose(tree.atlas(subject), asked.choice)  # said before anything is encoded
-    folder = _folder(out or paths.cache_folder() / "havir" / tree.name / subject)
-    started = time.perf_counter()
-    trials = tree.trials(subject)
+    return tree
+
+
+def _targets(tree: Dataset, source: _Source) -> tuple[TargetStore, VersatileDiffusion]:
+    """Open the data set's targets, to which those that the subject's training lacks are added, and the generator that made them."""
+    import numpy as np
+
+    from havir_explorer import encoding
+    from havir_explorer.decode.targets import CaptionTarget
+
+    rule = None if source.captions is None else one_of("--captions", source.captions, get_args(CaptionTarget))
+    trials = tree.trials(source.subject)
     seen = np.unique(trials.loc[~trials["shared"], "nsd_id"].to_numpy(dtype=np.int64))
     with progress_bar("looking at targets") as show:
-        work = encoding.prepare(tree, seen, generator, captions=captions, progress=show)
+        work = encoding.prepare(tree, seen, source.generator, captions=rule, progress=show)
     if work.plan.todo:
-        console(to_stderr=True).print(str(work))
+        _notice(str(work))
     with progress_bar("encoding stimuli") as show:
-        store = encoding.make(work, progress=show)
-    wanted, options = store.read(seen), asked.options(Options(caption_target=store.caption_target))
-    edges = pixel_edges(tree, work.encode.model) if options.pixel_edges else None
-    count = STEPS if steps is None else steps
-    with progress_bar("training") as show:
-        model = fit(tree, subject, wanted, folder, steps=count, seed=seed, progress=show, resume=resume, options=options, edges=edges)
-    return Trained(folder, subject, len(seen), round(time.perf_counter() - started, 1), model.manifest.record)
+        return encoding.make(work, progress=show), work.encode.model
 
 
-def _folder(folder: Path) -> Path:
+def _folder(out: Path | None, tree: Dataset, subject: str) -> Path:
+    """Return the folder for the weights, once it is known that it can be written."""
+    from havir_explorer import paths
+
+    folder = out or paths.cache_folder() / "havir" / tree.name / subject
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
@@ -115,3 +190,7 @@ def _folder(folder: Path) -> Path:
         msg = f"cannot write in the folder {folder}: it is not allowed there; give another one with --out"
         raise OutputError(msg)
     return folder
+
+
+def _notice(sentence: str) -> None:
+    console(to_stderr=True).print(sentence)

@@ -1,14 +1,19 @@
-"""What ``havir train`` can be asked for beyond sizes and steps: mixed responses, edges in pixels, other voxels."""
+"""What ``havir train`` can be asked for: sizes and lengths, mixed responses, edges in pixels, other voxels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
 
+from havir_explorer.cli_show import one_of
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.decode import edges, mixco, split
 from havir_explorer.decode.edges import PixelEdges
-from havir_explorer.decode.options import Options
+from havir_explorer.decode.options import Options, Precision
+from havir_explorer.decode.presets import Size, changed, preset
 from havir_explorer.decode.split import Choice
+from havir_explorer.decode.targets import TargetSource
 from havir_explorer.diffuse.model import VersatileDiffusion, resized
 from havir_explorer.errors import RequestError, nearest
 
@@ -58,3 +63,63 @@ def asked(*, mixco: bool, edges: str, split_name: str | None, rois: str | None) 
 def pixel_edges(tree: Dataset, generator: VersatileDiffusion) -> PixelEdges:
     """Return what edges are compared with in pixels: the generator's decoder, and stimuli at its side."""
     return PixelEdges(generator.decode_pixels, lambda nsd_ids: resized(tree.stimuli(nsd_ids), generator.side))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes, lengths and number format asked for; None is the size's own.
+
+    Parameters
+    ----------
+    size : {'small', 'full'}
+    file : Path, optional
+        Changes the size's options; what else is given here changes the file's.
+    epochs : float, optional
+    batch, patience : int, optional
+    precision : {'no', 'bf16', 'fp16'}, optional
+    """
+
+    size: Size = "small"
+    file: Path | None = None
+    epochs: float | None = None
+    batch: int | None = None
+    patience: int | None = None
+    precision: Precision | None = None
+
+    def options(self, store: TargetSource, device: str) -> Options:
+        """Return the options for these targets on this device; raises as :meth:`changed`."""
+        options = preset(self.size, store.shapes.latents)
+        return self.changed(replace(options, precision="bf16") if self.size == "full" and device.startswith("cuda") else options)
+
+    def changed(self, options: Options) -> Options:
+        """Return ``options`` with what the file and then the rest say otherwise.
+
+        Raises
+        ------
+        RequestError
+            The file cannot be read, names what is no option, or gives a value that is out of range.
+        """
+        options = options if self.file is None else changed(options, self.file)
+        return replace(
+            options,
+            epochs=options.epochs if self.epochs is None else self.epochs,
+            batch=options.batch if self.batch is None else self.batch,
+            patience=options.patience if self.patience is None else self.patience,
+            precision=self.precision or options.precision,
+        )
+
+
+def shape(size: str, file: Path | None, *, epochs: float | None, batch: int | None, patience: int | None, precision: str | None) -> Shape:
+    """Return what the command line's words mean.
+
+    Raises
+    ------
+    RequestError
+        No such size or number format, or a number that is out of range.
+    """
+    for name, value, least in (("epochs", epochs, 0.0), ("batch", batch, 1), ("patience", patience, 0)):
+        if value is not None and value < least:
+            msg = f"--{name} must be {least:g} or more; got {value}"
+            raise RequestError(msg)
+    known = None if precision is None else one_of("--precision", precision, get_args(Precision))
+    return Shape(one_of("--size", size, get_args(Size)), file, epochs, batch, patience, known)

@@ -12,7 +12,7 @@ import torch
 from small_world import TEST, TRAIN, SmallWorld
 from tiny_versatile import tiny_model
 
-from havir_explorer import cli_train, data, encoding
+from havir_explorer import data, encoding
 from havir_explorer.cli import command
 from havir_explorer.decode.target_store import TargetStore
 from havir_explorer.decode.targets import ImageSource, build
@@ -155,7 +155,6 @@ def test_the_cost_is_said_first(world: TwoLetters, generator: str, tmp_path: Pat
 def told(world: TwoLetters, generator: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run havir on the small world with the tiny generator; return the JSON it printed."""
     monkeypatch.setattr(data, "open_dataset", lambda _: world)
-    monkeypatch.setattr(cli_train, "open_dataset", lambda _: world)
 
     def run(name: str, *more: object) -> dict:
         assert command([name, "--generator", generator, *map(str, more), "--json"]) == 0

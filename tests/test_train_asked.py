@@ -1,6 +1,10 @@
-"""What ``havir train`` understands of splits, ROIs, edges and mixing, and what it refuses before it encodes anything."""
+"""What ``havir train`` understands of sizes, files of options, splits, ROIs, edges and mixing, and what it refuses before it encodes anything."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +14,9 @@ from tiny_versatile import tiny_model
 
 from havir_explorer import cli_train, encoding
 from havir_explorer.cli import command
-from havir_explorer.cli_train_asked import Asked, asked, pixel_edges
+from havir_explorer.cli_train_asked import Asked, asked, pixel_edges, shape
 from havir_explorer.decode.options import Options
+from havir_explorer.decode.presets import FULL, changed, preset
 from havir_explorer.decode.split import Choice
 from havir_explorer.diffuse.model import resized
 from havir_explorer.errors import RequestError
@@ -46,7 +51,7 @@ def test_the_command_line_hands_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
         msg = "heard"
         raise RequestError(msg)
 
-    monkeypatch.setattr(cli_train, "train", train)
+    monkeypatch.setattr(cli_train, "trained", train)
     assert command(["train", "--split", "takagi", "--rois", "V1, PPA", "--edges", "pixels", "--mixco"]) == 2
     assert command(["train"]) == 2
     assert heard == [Asked(mixco=True, pixels=True, choice=Choice(name="takagi", rois=("V1", "PPA"))), Asked()]
@@ -76,3 +81,61 @@ def test_pixel_edges_compare_the_generators_pictures_with_the_stimuli() -> None:
     assert torch.equal(shown, resized(world.stimuli(np.array([3, 1])), model.side))
     latents = torch.from_numpy(model.encode_latents(world.stimuli(np.array([3, 1]))))
     assert 0 < float(found.loss(latents, np.array([3, 1]))) < 1
+
+
+# sizes and files
+
+
+def test_the_full_size_follows_the_latents_and_the_published_widths() -> None:
+    full, small = preset("full", (4, 64, 64)), preset("small", (4, 16, 16))
+    assert (full.structural.width, full.structural.blocks, full.structural.maps, full.structural.doublings) == (4096, 4, 64, 2)
+    assert (full.semantic.width, full.semantic.blocks) == (2048, 4)
+    assert small == Options()
+    assert preset("full", (4, 96, 96)).structural.doublings == 3
+
+
+def test_a_file_changes_the_size_and_the_command_line_changes_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text('batch = 5\nstructural_rate = 1e-4\n[semantic]\nwidth = 300\n[choice]\nname = "all"\n')
+    found = shape("full", file, epochs=2.5, batch=None, patience=3, precision="bf16").changed(FULL)
+    wanted = replace(FULL, batch=5, structural_rate=1e-4, semantic=FULL.semantic.model_copy(update={"width": 300}), choice=Choice(name="all"))
+    assert found == replace(wanted, epochs=2.5, patience=3, precision="bf16")
+    file.with_suffix(".json").write_text(json.dumps({"batch": 9, "structural": {"width": 8}}))
+    read = shape("small", file.with_suffix(".json"), epochs=None, batch=None, patience=None, precision=None).changed(Options())
+    assert (read.batch, read.structural.width, read.structural.blocks) == (9, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("batch = 0", "sets batch to 0, but it should be greater than 0"),
+        ("bach = 3", "sets 'bach', which is no option of a training; nearest: batch"),
+        ("[semantic]\nwide = 3", "sets semantic.wide to 3, but it is no option"),
+        ("held_out = 0.7", "sets held_out to 0.7, but it should be less than 0.5"),
+        ("batch =", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "options.toml").write_text(text)
+    with pytest.raises(RequestError) as caught:
+        changed(Options(), tmp_path / "options.toml")
+    assert words in str(caught.value)
+    assert str(tmp_path / "options.toml") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--size", "huge"), "--size takes small or full; got 'huge'"),
+        (("--branch", "both"), "--branch takes structural or semantic; got 'both'"),
+        (("--precision", "int8"), "--precision takes no or bf16 or fp16; got 'int8'"),
+        (("--batch", "0"), "--batch must be 1 or more; got 0"),
+        (("--device", "abacus"), "device 'abacus' was asked for"),
+        (("--options", "missing.toml"), "the options in missing.toml cannot be read"),
+    ],
+)
+def test_sizes_that_cannot_be_meant_are_refused_before_it_encodes(arguments, words, cache, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(encoding, "prepare", lambda *_, **__: pytest.fail("it encoded first"))
+    assert command(["train", "--out", str(tmp_path / "new"), *arguments]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "new").exists()

@@ -14,6 +14,7 @@ from havir_explorer.decode.manifest import Manifest
 from havir_explorer.decode.objectives import Objective
 from havir_explorer.decode.options import Options
 from havir_explorer.decode.pairs import Learner, Lesson
+from havir_explorer.errors import DataInvalid
 
 CHUNK = 128
 """Pictures looked at together without gradients."""
@@ -31,13 +32,25 @@ def fresh(objective: Objective, manifest: Manifest, seed: int) -> nn.Module:
 
 
 def start(lesson: Lesson, module: nn.Module) -> None:
-    """Give an untrained branch a head start from the first subject's training targets (2,048 of them at most)."""
+    """Give an untrained branch a head start from the first subject's training targets (2,048 of them at most).
+
+    Raises
+    ------
+    DataInvalid
+        A target holds a value that is not finite.
+    """
     train = lesson.pairs[0].train
     places = train[torch.from_numpy(np.linspace(0, len(train) - 1, min(len(train), _SAMPLE)).astype(np.int64))]
     sums: list[Tensor] = []
     squares: list[float] = []
     for pictures in places.split(CHUNK):
         heads = lesson.targets(0, pictures, torch.device("cpu"))
+        wrong = ~torch.cat([head.flatten(1) for head in heads], 1).isfinite().all(1)
+        if wrong.any():
+            pairs = lesson.pairs[0]
+            named = ", ".join(str(n) for n in pairs.nsd_ids(pictures[wrong])[:8])
+            msg = f"the {lesson.objective.branch} targets of nsd_id {named} ({pairs.samples.subject}) hold values that are not finite; make them anew"
+            raise DataInvalid(msg)
         sums = [before + head.sum(0, dtype=torch.float64) for before, head in zip(sums or [torch.zeros(())] * len(heads), heads, strict=True)]
         squares = [before + float(head.double().square().sum()) for before, head in zip(squares or [0.0] * len(heads), heads, strict=True)]
     means = [total / len(places) for total in sums]

@@ -1,4 +1,4 @@
-"""A training's losses, kept beside the weights while it runs."""
+"""A training's losses, kept beside the weights while it runs: a CSV file, and TensorBoard's on request."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from havir_explorer.decode.files import whole
 from havir_explorer.records import Branch
+
+TENSORBOARD = "tensorboard"
 
 
 class Point(NamedTuple):
@@ -41,3 +43,19 @@ def write(file: Path, points: list[Point]) -> None:
         lines = csv.writer(opened)
         lines.writerow(Point._fields)
         lines.writerows(points)
+
+
+class Board:
+    """A branch's curve for TensorBoard, in a folder of its own beside the weights; steps after ``step`` that an earlier process wrote are struck out."""
+
+    def __init__(self, folder: Path, branch: Branch, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second of imports
+
+        self._writer = SummaryWriter(folder / TENSORBOARD / branch, purge_step=step + 1)
+
+    def add(self, point: Point) -> None:
+        """Write a point, at once."""
+        for name, value in point._asdict().items():
+            if name != "step":
+                self._writer.add_scalar(name, value, point.step)
+        self._writer.flush()

@@ -85,7 +85,18 @@ class Machine:
         """Wait until every process is here."""
         self._accelerator.wait_for_everyone()
 
+    def release(self) -> None:
+        """Let go of what was prepared, so that its memory is free for the next."""
+        self._accelerator.free_memory()
+
     @property
     def scaler(self) -> Any:  # noqa: ANN401 - torch's scalers share no public class
         """The gradients' scaler of fp16; None without one."""
         return self._accelerator.scaler
+
+
+@contextmanager
+def main_process_first(device: str) -> Iterator[None]:
+    """Let process 0 do something before the others do it, such as making what they then only read."""
+    with PartialState(cpu=torch.device(device).type == "cpu").main_process_first():
+        yield

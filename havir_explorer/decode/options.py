@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
 from havir_explorer.decode.split import Choice
 
 Precision = Literal["no", "bf16", "fp16"]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class Options:
     ----------
     structural, semantic : sizes
     batch : int
+    epochs : float
+        How often each training picture is shown, on average, where the number of steps is not given; 0 for the teaching world's steps.
     structural_rate, semantic_rate : float
         Peak learning rates of one cosine cycle each (a tenth of the steps warm-up).
     weight_decay : float
@@ -53,26 +58,27 @@ class Options:
 
     structural: StructuralSizes = field(default_factory=StructuralSizes)
     semantic: SemanticSizes = field(default_factory=SemanticSizes)
-    batch: int = 64
-    structural_rate: float = 2e-3
-    semantic_rate: float = 3e-3
-    weight_decay: float = 0.05
-    edges: float = 0.1
-    pixel_edges: float = 0.0
-    pixel_pictures: int = 4
-    temperature: float = 0.005
-    mse: float = 1e6
-    contrast: float = 1.0
-    held_out: float = 0.08
-    repair_latents: float = 0.0
-    repair_tokens: float = 1.0
-    check_every: int = 100
-    save_every: int = 250
-    patience: int = 0
+    batch: PositiveInt = 64
+    epochs: NonNegativeFloat = 0.0
+    structural_rate: PositiveFloat = 2e-3
+    semantic_rate: PositiveFloat = 3e-3
+    weight_decay: NonNegativeFloat = 0.05
+    edges: NonNegativeFloat = 0.1
+    pixel_edges: NonNegativeFloat = 0.0
+    pixel_pictures: PositiveInt = 4
+    temperature: PositiveFloat = 0.005
+    mse: NonNegativeFloat = 1e6
+    contrast: NonNegativeFloat = 1.0
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.08
+    repair_latents: Share = 0.0
+    repair_tokens: Share = 1.0
+    check_every: PositiveInt = 100
+    save_every: PositiveInt = 250
+    patience: NonNegativeInt = 0
     precision: Precision = "no"
     caption_target: str = "mean"
     choice: Choice = field(default_factory=Choice)
-    mixco: float = 0.0
+    mixco: Share = 0.0
 
     def listed(self) -> tuple[tuple[str, str], ...]:
         """Return names and values as words, without the sizes and the choice of voxels, which a manifest holds anyway."""

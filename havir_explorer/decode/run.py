@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from havir_explorer.decode import chance, curve, mixco
 from havir_explorer.decode.blocks import use_generator
 from havir_explorer.decode.branches import CHUNK
-from havir_explorer.decode.curve import Point
+from havir_explorer.decode.cost import Pace
+from havir_explorer.decode.curve import Board, Point
 from havir_explorer.decode.files import whole
 from havir_explorer.decode.machine import Machine
 from havir_explorer.decode.options import Options
@@ -54,12 +55,18 @@ class Plan:
     seed : int
     identity : str
         Equal where a checkpoint may be taken up.
+    resume : bool
+        Take the folder's checkpoint up when there is one.
+    tensorboard : bool
+        Write the curve for TensorBoard too.
     """
 
     options: Options
     steps: int
     seed: int
     identity: str
+    resume: bool = True
+    tensorboard: bool = False
 
 
 @dataclass
@@ -95,6 +102,7 @@ class Run:
         self.module, self.optimiser = machine.prepare(learner, _optimiser(learner, plan.options))
         self.state, self.points = _State(), list[Point]()
         self.best = self._copy()
+        self.board: Board | None = None
 
     @property
     def branch(self) -> Branch:
@@ -108,8 +116,8 @@ class Run:
         idle = state.done - state.best_step
         return state.done >= self.plan.steps or (options.patience > 0 and idle >= options.patience * options.check_every)
 
-    def loop(self, folder: Path, *, resume: bool, progress: Progress | None = None, notice: Notice | None = None) -> None:
-        """Run to the end, from the folder's checkpoint when there is one and ``resume`` is set; the best weights are then the learner's.
+    def loop(self, folder: Path, *, progress: Progress | None = None, notice: Notice | None = None) -> None:
+        """Run to the end, from the folder's checkpoint when there is one that may be taken up; the best weights are then the learner's.
 
         Raises
         ------
@@ -123,14 +131,18 @@ class Run:
             A checkpoint cannot be written.
         """
         file, options = checkpoint(folder, self.branch), self.plan.options
-        if resume and file.exists():
+        if self.plan.resume and file.exists():
             self._restore(file)
+        if self.machine.rank == 0 and self.plan.tensorboard and not self.over:
+            self.board = Board(folder, self.branch, self.state.done)
+        pace = Pace(self.branch, options.batch, notice)
         while not self.over:
             loss = self._advance(notice)
             if self.state.done % options.check_every == 0 or self.state.done == self.plan.steps:
                 self._judge(folder)
             if self.state.done % options.save_every == 0 or self.over:
                 self._store(file)
+            pace.step(self.plan.steps - self.state.done)
             if progress:
                 line = f"{self.branch} step {self.state.done} of {self.plan.steps}: loss {loss:.4f}; best held-out {self.state.best_loss:.4f}"
                 progress(self.state.done / self.plan.steps, line)
@@ -189,8 +201,9 @@ class Run:
         at_once = math.ceil(pictures / self.state.parts)
         where = f"the memory of {self.machine.device}"
         if at_once == 1 or self.machine.count > 1:
-            advice = "choose a smaller --batch" if at_once > 1 else "choose --size small, or a device with more"
-            msg = f"{at_once} picture{'s' * (at_once > 1)} at once do not fit into {where} in training the {self.branch} branch: {advice}"
+            advice = "choose a smaller batch" if at_once > 1 else "choose smaller sizes, or a device with more"
+            count = f"{at_once} pictures at once do" if at_once > 1 else "one picture at a time does"
+            msg = f"{count} not fit into {where} in training the {self.branch} branch: {advice}"
             raise DeviceOutOfMemory(msg) from fault
         self.state.parts *= 2
         if self.machine.device.type == "cuda":
@@ -234,6 +247,8 @@ class Run:
             state.best_loss, state.best_step, self.best = loss, state.done, self._copy()
         if self.machine.rank == 0:
             curve.write(curve.curve(folder, self.branch), self.points)
+        if self.board:
+            self.board.add(self.points[-1])
 
     @torch.no_grad()
     def held_out_loss(self) -> float:

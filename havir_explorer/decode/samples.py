@@ -111,8 +111,13 @@ def collect(dataset: Dataset, subject: str, nsd_ids: IntArray) -> Samples:
     return Samples(dataset, subject, ids, chosen.index.to_numpy(dtype=np.int64), torch.from_numpy(repeats), torch.from_numpy(counts))
 
 
+def held_count(count: int, share: float) -> int:
+    """Return how many of ``count`` pictures are held out: at least 5."""
+    return max(5, round(count * share))
+
+
 def hold_out(count: int, share: float, generator: torch.Generator) -> BoolArray:
-    """Return a mask of at least 5 randomly held-out pictures among ``count``."""
+    """Return a mask of :func:`held_count` randomly held-out pictures among ``count``."""
     held: BoolArray = np.zeros(count, dtype=np.bool_)
-    held[torch.randperm(count, generator=generator)[: max(5, round(count * share))].numpy()] = True
+    held[torch.randperm(count, generator=generator)[: held_count(count, share)].numpy()] = True
     return held

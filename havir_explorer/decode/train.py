@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.decode import branches as modules
 from havir_explorer.decode import card, files
+from havir_explorer.decode.cost import check_disk, cost
 from havir_explorer.decode.edges import PixelEdges
 from havir_explorer.decode.files import PREFIXES, Parts
 from havir_explorer.decode.havir import Havir
@@ -22,13 +24,14 @@ from havir_explorer.decode.objectives import OBJECTIVES
 from havir_explorer.decode.options import Options
 from havir_explorer.decode.pairs import Learner, Lesson, pair
 from havir_explorer.decode.run import Notice, Plan, Progress, Run, remove
-from havir_explorer.decode.samples import Samples, collect
+from havir_explorer.decode.samples import Samples, collect, held_count
 from havir_explorer.decode.split import Split, choose
 from havir_explorer.decode.targets import TargetSource
 from havir_explorer.errors import RequestError, WeightsInvalid
 from havir_explorer.records import Branch
 
 STEPS = 1500
+"""Enough for the teaching world."""
 BOTH: tuple[Branch, ...] = ("structural", "semantic")
 _SAME = ("subject", "dataset", "convention", "split", "voxel_hash", "n_spatial", "n_semantic", "latent_shape", "image_shape", "text_shape")
 """What two branches of one decoder agree in."""
@@ -40,7 +43,7 @@ def fit(
     targets: TargetSource,
     folder: Path,
     *,
-    steps: int = STEPS,
+    steps: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     resume: bool = True,
@@ -60,7 +63,7 @@ def fit_branches(
     folder: Path,
     *,
     branches: tuple[Branch, ...] = BOTH,
-    steps: int = STEPS,
+    steps: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     notice: Notice | None = None,
@@ -68,6 +71,7 @@ def fit_branches(
     options: Options | None = None,
     device: str = "cpu",
     edges: PixelEdges | None = None,
+    tensorboard: bool = False,
 ) -> Manifest:
     """Train branches of a subject one after the other, and save them when all are done.
 
@@ -83,20 +87,23 @@ def fit_branches(
         Receives the weights, the manifest, each branch's loss curve and, on the way, its checkpoint. A branch that is not trained stays as it
         is in there; a decoder can be loaded once both are.
     branches : tuple of {'structural', 'semantic'}
-    steps : int
-        Optimiser steps of each branch, 1 or more.
+    steps : int, optional
+        Optimiser steps of each branch, 1 or more; left out, those of the options' epochs, or 1,500.
     seed : int
         Decides initial weights, held-out images, batches, mixing and dropout.
     progress : callable, optional
         Called with the share done in [0, 1] and a line with the losses. What it raises stops the run; the checkpoint stays.
     notice : callable, optional
-        Called with a sentence about what does not stop the training but should be known, such as memory that ran out.
+        Called with what each branch will take before it starts, with its speed after the first steps, and when memory ran out.
     resume : bool
         Continue from the folder's checkpoints, to the same weights as without the interruption.
     options : Options, optional
     device : str
+        ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; where accelerate launched several processes, each takes its own GPU unless this is ``cpu``.
     edges : PixelEdges, optional
         The generator's decoder and the stimuli, where ``options`` compares edges in pixels.
+    tensorboard : bool
+        Write the curves for TensorBoard too.
 
     Returns
     -------
@@ -118,7 +125,7 @@ def fit_branches(
     OutputError
         The disk is full or the folder cannot be written.
     """
-    if steps < 1:
+    if steps is not None and steps < 1:
         msg = f"steps must be 1 or more; got {steps}"
         raise RequestError(msg)
     options, began = options or Options(), time.monotonic()
@@ -129,14 +136,19 @@ def fit_branches(
     samples = collect(dataset, subject, targets.nsd_ids)
     blank = _manifest(dataset, subject, targets, samples, options, split)
     kept = _kept(folder, blank, branches)
+    steps = steps or _steps(options, len(samples.nsd_ids))
+    costs = [cost(blank, options, branch, len(samples.trials)) for branch in branches]
+    check_disk(folder, costs)
+    if notice:
+        notice("\n".join(f"{each}; {steps:,} steps of {options.batch} pictures" for each in costs))
     identity = json.dumps([seed, steps, blank.model_dump_json(), asdict(options)], default=lambda record: record.model_dump())
-    plan, machine = Plan(options, steps, seed, identity), Machine(device, options.precision)
+    plan, machine = Plan(options, steps, seed, identity, resume, tensorboard), Machine(device, options.precision)
     taught = []
     for number, branch in enumerate(branches):
         voxels = split.spatial if branch == "structural" else split.semantic
         of_pixels = edges if branch == "structural" else None
         lesson = Lesson(OBJECTIVES[branch], (pair(samples, voxels, targets, options.held_out, seed),), targets, of_pixels)
-        taught.append(_teach(lesson, blank, plan, machine, folder, resume=resume, progress=_share(progress, number, len(branches)), notice=notice))
+        taught.append(_teach(lesson, blank, plan, machine, folder, _share(progress, number, len(branches)), notice))
     seconds, listed = round(time.monotonic() - began, 1), options.listed()
     run = Record(seed=seed, steps=steps, seconds=seconds, device=str(machine.device), caption_target=options.caption_target, hyper_parameters=listed)
     parts = _joined(blank, split, taught, kept, run)
@@ -160,19 +172,24 @@ class _Taught:
     held_out_images: int
 
 
-def _teach(
-    lesson: Lesson, blank: Manifest, plan: Plan, machine: Machine, folder: Path, *, resume: bool, progress: Progress | None, notice: Notice | None
-) -> _Taught:
+def _teach(lesson: Lesson, blank: Manifest, plan: Plan, machine: Machine, folder: Path, progress: Progress | None, notice: Notice | None) -> _Taught:
     """Train one branch of one subject from the start or from its checkpoint, and repair it."""
     branch, pairs = lesson.objective.branch, lesson.pairs[0]
     module = modules.fresh(lesson.objective, blank, plan.seed)
     modules.start(lesson, module)
     learner = Learner(module.to(machine.device))
     run = Run(lesson, learner, plan, machine)
-    run.loop(folder, resume=resume, progress=progress, notice=notice)
+    run.loop(folder, progress=progress, notice=notice)
+    machine.release()
     modules.finish(lesson, learner, plan.options)
     tensors = {f"{PREFIXES[branch]}{name}": value.detach().cpu() for name, value in module.state_dict().items()}
     return _Taught(branch, tensors, run.state.best_loss, run.state.best_step, len(pairs.train), len(pairs.held))
+
+
+def _steps(options: Options, pictures: int) -> int:
+    """Return how many steps show each training picture as often as the options say."""
+    trained = pictures - held_count(pictures, options.held_out)
+    return math.ceil(options.epochs * trained / options.batch) if options.epochs else STEPS
 
 
 def _share(progress: Progress | None, number: int, count: int) -> Progress | None:

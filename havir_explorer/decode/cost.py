@@ -1,0 +1,137 @@
+"""What training a branch takes, told before it starts."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from havir_explorer.decode.manifest import Manifest
+from havir_explorer.decode.objectives import OBJECTIVES
+from havir_explorer.decode.options import Options
+from havir_explorer.errors import OutputError
+from havir_explorer.records import Branch
+
+_FLOAT = 4
+_STATES = 4
+"""Copies of the parameters: weights, gradients and AdamW's two moments in training; weights, the best weights and both moments in a checkpoint."""
+_TRUNK, _MAPS, _TOKENS = 6, 14, 6
+"""What the gradient needs for each value of a trunk's layer, of the upsampler's maps and of the predicted tokens, in float32 values."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training one branch of one subject takes.
+
+    Parameters
+    ----------
+    branch : {'structural', 'semantic'}
+    parameters : int
+    training_bytes : int
+        On the device: weights, gradients, the optimiser's moments and what a batch's gradient needs.
+    memory_bytes : int
+        Of the machine's own memory besides: responses and the best weights so far.
+    checkpoint_bytes, weights_bytes : int
+        On disk while it trains (twice that for a moment, because the new one is written before the old one goes), and afterwards.
+    """
+
+    branch: Branch
+    parameters: int
+    training_bytes: int
+    memory_bytes: int
+    checkpoint_bytes: int
+    weights_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.branch} branch: {self.parameters / 1e6:,.1f} million parameters; about {size(self.training_bytes)} on the device and "
+            f"{size(self.memory_bytes)} of memory besides; checkpoints of {size(self.checkpoint_bytes)}, in the end weights of {size(self.weights_bytes)}"
+        )
+
+
+def cost(manifest: Manifest, options: Options, branch: Branch, trials: int) -> Cost:
+    """Estimate what training a branch takes, with responses to ``trials`` trials."""
+    with torch.device("meta"):
+        module = OBJECTIVES[branch].module(manifest)
+    parameters = sum(p.numel() for p in module.parameters())
+    at_once = options.batch * _FLOAT * (_structural(manifest) if branch == "structural" else _semantic(manifest))
+    responses = trials * (manifest.n_spatial if branch == "structural" else manifest.n_semantic) * _FLOAT
+    states = _STATES * _FLOAT * parameters
+    return Cost(branch, parameters, states + at_once, responses + _FLOAT * parameters, states, 2 * parameters)
+
+
+def _structural(manifest: Manifest) -> int:
+    """Values that one picture's gradient needs in the Structural Generator."""
+    sizes, (_, height, width) = manifest.sizes()[0], manifest.latent_shape
+    maps = sum(height * width // 4**back for back in range(sizes.doublings + 1)) * sizes.channels
+    return _TRUNK * sizes.width * (sizes.blocks + 1) + _MAPS * maps
+
+
+def _semantic(manifest: Manifest) -> int:
+    """Values that one picture's gradient needs in the Semantic Extractor."""
+    sizes, shapes = manifest.sizes()[1], (manifest.image_shape, manifest.text_shape)
+    return _TRUNK * sizes.width * (sizes.blocks + 1) + _TOKENS * sum(count * width for count, width in shapes)
+
+
+def check_disk(folder: Path, costs: list[Cost]) -> None:
+    """Make sure that the folder has room for checkpoints and weights.
+
+    Raises
+    ------
+    OutputError
+        It has not.
+    """
+    needed = sum(each.checkpoint_bytes + each.weights_bytes for each in costs) + max(each.checkpoint_bytes for each in costs)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        msg = f"training needs {size(needed)} in {folder} for checkpoints and weights, but {size(free)} are free there; make room or choose another folder"
+        raise OutputError(msg)
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in words."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words."""
+    return f"{seconds / 3600:.1f} h" if seconds >= 6000 else f"{seconds / 60:.0f} min" if seconds >= 100 else f"{max(seconds, 1):.0f} s"
+
+
+class Pace:
+    """Tells once, after the first steps of a process, how fast they are and how long the rest takes.
+
+    Parameters
+    ----------
+    branch : {'structural', 'semantic'}
+    batch : int
+        Pictures a step.
+    notice : callable, optional
+        Told in a sentence.
+    """
+
+    WARM, ENOUGH, SECONDS = 3, 20, 10.0
+    """Steps that do not count, steps that tell enough, and a time after which fewer do."""
+
+    def __init__(self, branch: Branch, batch: int, notice: Callable[[str], None] | None) -> None:
+        self._branch, self._batch, self._notice = branch, batch, notice
+        self._steps, self._began = -self.WARM, 0.0
+
+    def step(self, left: int) -> None:
+        """Count a step; ``left`` are to come."""
+        self._steps += 1
+        if self._steps == 0:
+            self._began = time.perf_counter()
+        if self._notice is None or self._steps < 1:
+            return
+        taken = time.perf_counter() - self._began
+        if self._steps >= self.ENOUGH or taken >= self.SECONDS:
+            each = taken / self._steps
+            pace = f"{each:.3g} s a step, {self._batch / each:,.0f} pictures a second"
+            self._notice(f"{self._branch} branch: {pace}; the {left:,} steps left take about {duration(left * each)} at most")
+            self._notice = None
