@@ -284,7 +284,7 @@ def slurm_cluster(asked: Slurm, protection: Security | None = None) -> SLURMClus
             *(f"export DASK_{name.upper().replace('.', '__')}=False" for name in _QUIET),
         ],
         security=protection,
-        scheduler_options={"dashboard": False},
+        scheduler_options={"dashboard": False, "dashboard_address": ":0"},
     )
 
 

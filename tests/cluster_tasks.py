@@ -37,6 +37,7 @@ def refuse(task: Sum) -> tuple[int, int]:
     raise RequestError(msg)
 
 
-def threads(_task: Sum) -> tuple[str | None, str | None]:
-    """Return the thread setting and the device setting of the worker."""
+def setting(task: Sum) -> tuple[str | None, str | None]:
+    """Return how many threads a worker may use, and which card."""
+    time.sleep(task.seconds)
     return os.environ.get("OMP_NUM_THREADS"), os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
-from cluster_tasks import Sum, add, refuse
+from certificates import write_certificates
+from cluster_tasks import Sum, add, refuse, setting
 
 from havir_explorer import cluster
-from havir_explorer.cluster import Where, connected
+from havir_explorer.cli import command
+from havir_explorer.cluster import Slurm, Where, connected
 from havir_explorer.errors import ClusterUnavailable, RequestError
 from havir_explorer.spread import each
 
@@ -49,3 +55,114 @@ def test_a_task_that_kills_every_worker_is_given_up_with_a_sentence(tmp_path, mo
 def test_a_mistake_found_by_a_worker_is_said_as_it_is_here(tmp_path):
     with pytest.raises(RequestError, match="there is no number 7"):
         done(refuse, [Sum(7, tmp_path)], Where(workers=1))
+
+
+def test_each_worker_has_its_share_of_the_cores_and_no_card_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("dask.system.CPU_COUNT", 6)
+    assert done(setting, [Sum(0, tmp_path)], TWO) == [(0, ("3", None))]
+
+
+def test_each_gpu_gets_a_worker_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "_gpus", lambda: ["2", "GPU-5f3"])
+    with pytest.raises(RequestError, match="this machine has 2 GPUs and each worker takes one"):
+        done(setting, [Sum(0, tmp_path)], Where(workers=3))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    tasks = [Sum(number, tmp_path, seconds=0.5) for number in range(4)]
+    assert {card for _, (_, card) in done(setting, tasks, TWO)} == {"2", "GPU-5f3"}
+
+
+def test_what_goes_between_the_processes_is_encrypted_with_the_users_certificates(tmp_path):
+    files = write_certificates(tmp_path)
+    with connected(Where(workers=1, certificates=files)) as client:
+        assert client.scheduler.address.startswith("tls://")
+        assert [total for _, (total, _) in each(add, [Sum(3, tmp_path)], client)] == [4]
+        stranger = write_certificates(tmp_path / "stranger")
+        address = client.scheduler.address
+        for wrong in (None, stranger):
+            with pytest.raises(ClusterUnavailable, match="no Dask scheduler answers at tls://"):
+                done(add, [Sum(3, tmp_path)], Where(scheduler=address, certificates=wrong))
+        assert [total for _, (total, _) in done(add, [Sum(4, tmp_path)], Where(scheduler=address, certificates=files))] == [5]
+
+
+def test_certificates_that_cannot_be_used_are_said_so(tmp_path):
+    files = write_certificates(tmp_path)
+    with pytest.raises(RequestError, match=r"the key for TLS is not there: no file .*absent\.pem"):
+        cluster.security(replace(files, key=tmp_path / "absent.pem"))
+    files.authority.write_text("not a certificate")
+    with pytest.raises(RequestError, match="must be PEM files that fit together"):
+        cluster.security(files)
+    other = write_certificates(tmp_path / "other")
+    with pytest.raises(RequestError, match="must be PEM files that fit together"):
+        cluster.security(replace(other, key=files.key))
+
+
+def test_a_scheduler_that_does_not_answer_is_said_and_costs_2(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "ANSWER", 0.5)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: nobody else gets the port
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        assert command(["sweep", "--scheduler", address, "--out", str(tmp_path / "s")]) == 2
+    assert f"no Dask scheduler answers at {address}" in capsys.readouterr().err
+    assert command(["sweep", "--scheduler", "nonsense://here", "--out", str(tmp_path / "s")]) == 2
+    assert "no Dask scheduler answers at nonsense://here" in capsys.readouterr().err
+
+
+def test_workers_must_be_there_and_run_the_same_software(tmp_path, monkeypatch):
+    with connected(Where(workers=1)) as client:
+        address = client.scheduler.address
+        monkeypatch.setattr(cluster, "__version__", "0.0.7")
+        with pytest.raises(ClusterUnavailable, match=r"run havir_explorer .*, this is 0\.0\.7; install the same one there"):
+            done(add, [Sum(1, tmp_path)], Where(scheduler=address))
+        client.cluster.scale(0)
+        client.cluster.sync(client.cluster._correct_state)
+        monkeypatch.setattr(cluster, "ANSWER", 0.5)
+        with pytest.raises(ClusterUnavailable, match=f"the scheduler at {address} has no worker; start some with: dask worker"):
+            done(add, [Sum(1, tmp_path)], Where(scheduler=address))
+
+
+def test_a_slurm_job_is_one_worker_with_what_was_asked_for(own_cache, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    asked = Slurm(jobs=3, partition="gpu", account="vision", walltime="04:00:00", memory="40GB", cores=8, gpus=1, extra=("--qos=long",))
+    with cluster.slurm_cluster(asked) as made:
+        script = made.job_script().splitlines()
+    directives = {line.removeprefix("#SBATCH ") for line in script if line.startswith("#SBATCH")}
+    assert directives >= {"-J havir", "-p gpu", "-A vision", "-n 1", "--cpus-per-task=8", "--mem=38G", "-t 04:00:00", "--gres=gpu:1", "--qos=long"}
+    assert f"-e {own_cache / 'slurm'}/havir-%J.err" in directives
+    assert "export OMP_NUM_THREADS=8" in script
+    assert "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False" in script
+    assert f"{sys.executable} -m distributed.cli.dask_worker" in script[-1]
+    assert "--nthreads 1 " in script[-1]
+    with cluster.slurm_cluster(Slurm()) as made:
+        assert not [line for line in made.job_script().splitlines() if line.startswith(("#SBATCH -p", "#SBATCH -A", "#SBATCH --gres"))]
+
+
+def test_without_slurm_or_dask_it_is_said_what_is_missing(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    with pytest.raises(ClusterUnavailable, match="submitted with sbatch, which is not on this machine"):
+        done(add, [], Where(slurm=Slurm()))
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ClusterUnavailable, match=r"needs Dask, which is not installed; install it with: pip install 'havir_explorer\[cluster\]'"):
+        done(add, [], TWO)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--workers", "2", "--slurm"], "--workers, --scheduler and --slurm are three places to work; choose one"),
+        (["--workers", "-1"], "--workers must be 0 (this process) or more; got -1"),
+        (["--slurm-gpus", "1"], "describe SLURM jobs; give --slurm with them"),
+        (["--slurm", "--slurm-jobs", "0"], "a SLURM run needs 1 jobs or more; got 0"),
+        (["--workers", "2", "--tls-ca", "ca.pem"], "--tls-ca, --tls-cert and --tls-key go together"),
+        (["--tls-ca", "ca.pem", "--tls-cert", "c.pem", "--tls-key", "k.pem"], "certificates protect what goes between processes"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(capsys, arguments, words):
+    assert command(["sweep", "--out", "nowhere", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_dask_waits_until_it_is_asked_for():
+    names = "dask", "distributed", "dask_jobqueue"
+    code = f"import sys, havir_explorer.cli, havir_explorer.cluster, havir_explorer.spread; print([name for name in {names} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout.strip() == "[]"

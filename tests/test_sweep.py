@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from havir_explorer import cluster, rows, store, sweep
@@ -175,6 +178,29 @@ def test_a_full_disk_is_said_before_and_leaves_no_half_partition(chosen, tmp_pat
     with pytest.raises(OutputError, match="the disk is full"):
         sweep.carry_out(sweep.plan(wanted[:1], tmp_path))
     assert list(tmp_path.rglob("*.parquet")) == list(tmp_path.rglob("*.part")) == []
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_costs_no_row_and_doubles_none(chosen, drawn, tmp_path):
+    wanted, two, killed = sweep.requests(chosen), cluster.Where(workers=2), []
+
+    def kill_one(share, _phrase):
+        if share and not killed:
+            workers = [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+            assert len(workers) == 2
+            killed.append(workers[0].pid)
+            os.kill(workers[0].pid, signal.SIGKILL)
+
+    made = sweep.plan(wanted, tmp_path, two)
+    assert len(made.chunks) == 8
+    sweep.carry_out(made, two, progress=kill_one)
+    assert killed
+    found, alone = (rows.read(folder).set_index("request").sort_index() for folder in (tmp_path, drawn))
+    assert found.index.is_unique
+    assert list(found.index) == list(alone.index)
+    for score in ("PixCorr", "SSIM", "CLIP-cos"):
+        assert (found[score] - alone[score]).abs().max() < 1e-4
+    assert sweep.plan(wanted, tmp_path, two).chunks == ()
 
 
 def test_a_wrong_roi_is_said_before_any_worker_starts(capsys, tmp_path, monkeypatch):
