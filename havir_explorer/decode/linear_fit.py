@@ -50,7 +50,7 @@ class LinearOptions:
 
     choice: Choice = field(default_factory=Choice)
     components: int = 500
-    worth: float = 0.01
+    worth: float = 0.02
     folds: int = 5
     repair_latents: float = 1.0
     repair_tokens: float = 1.0
