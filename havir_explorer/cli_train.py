@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from havir_explorer.cli_options import DatasetOption, GeneratorOption, JsonOption, SubjectOption
-from havir_explorer.cli_show import console, emit, one_of, progress_bar
+from havir_explorer.cli_options import DatasetOption, GeneratorOption, JsonOption
+from havir_explorer.cli_show import console, emit, names, one_of, progress_bar
 from havir_explorer.errors import OutputError, RequestError, nearest
 from havir_explorer.records import Branch, Request
 
 if TYPE_CHECKING:
     from havir_explorer.cli_train_asked import Asked, Shape
     from havir_explorer.data.dataset import Dataset
+    from havir_explorer.decode.cohort import Start
     from havir_explorer.decode.manifest import Manifest
     from havir_explorer.decode.target_store import TargetStore
     from havir_explorer.diffuse.model import VersatileDiffusion
@@ -28,7 +29,7 @@ _D = Request()
 def train(
     *,
     dataset: DatasetOption = _D.dataset,
-    subject: SubjectOption = _D.subject,
+    subject: Annotated[str, typer.Option("--subject", help="subj01 and so on; several, with commas between, share one trunk.")] = _D.subject,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the weights. [the cache folder]")] = None,
     branch: Annotated[str, typer.Option("--branch", help="structural or semantic: train that one and leave the other in the folder as it is. [both]")] = "",
     size: Annotated[str, typer.Option("--size", help="small, for the teaching world and a CPU, or full, the published widths for a GPU.")] = "small",
@@ -47,10 +48,13 @@ def train(
     rois: Annotated[str | None, typer.Option("--rois", help="Only these ROIs of the split, with commas between: V1,V2,FFA-1.")] = None,
     edges: Annotated[str, typer.Option("--edges", help="Compare edges of latents, or of pixels (decoded pictures; slower).")] = "latents",
     mixco: Annotated[bool, typer.Option("--mixco", help="Mix brain responses for the first third of the run (BiMixCo).")] = False,
+    start_from: Annotated[Path | None, typer.Option("--start-from", help="Folder of another subject's decoder: start from its trunk.")] = None,
+    freeze: Annotated[bool, typer.Option("--freeze", help="With --start-from: leave that trunk as it is and learn the input layer alone.")] = False,
+    sessions: Annotated[int | None, typer.Option("--sessions", help="Train on the first so many sessions alone. [all]")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the losses for TensorBoard too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train HAVIR's branches on one subject's responses; run it again to go on after a stop.
+    """Train HAVIR's branches on a subject's responses, or on several subjects' with one trunk; run it again to go on after a stop.
 
     On several GPUs: accelerate launch "$(command -v havir)" train --size full --dataset DIR …
     """
@@ -62,16 +66,35 @@ def train(
     asked = cli_train_asked.asked(mixco=mixco, edges=edges, split_name=split, rois=rois)
     shape = cli_train_asked.shape(size, options, epochs=epochs, batch=batch, patience=patience, precision=precision)
     branches = (one_of("--branch", branch, BOTH),) if branch else BOTH
-    source = _Source(dataset, subject, generator or _D.generator, captions)
-    how = _How(branches, steps, seed, resume, device, tensorboard)
-    folder, manifest = trained(source, out, how, asked=asked, shape=shape)
+    source = _Source(dataset, names(subject), generator or _D.generator, captions)
+    how = _How(branches, steps, seed, resume, device, tensorboard, _start(start_from, freeze=freeze), sessions)
+    decoders = trained(source, out, how, asked=asked, shape=shape)
     if as_json:
-        facts = {"weights": str(folder), "subject": subject, "branches": list(branches), "images": len(manifest.train_nsd_ids)}
-        emit({**facts, "wall_seconds": round(time.perf_counter() - began, 1), **manifest.record.model_dump()})
+        spent = round(time.perf_counter() - began, 1)
+        facts = [_facts(folder, manifest, branches, spent) for folder, manifest in decoders]
+        emit(facts[0] if len(facts) == 1 else {"decoders": facts, "wall_seconds": spent})
         return
-    whole = set(read(folder).branches) == set(BOTH)
-    use = f"use it with --decoder {folder}" if whole else f"the other branch is still missing: train it with the same --out and --branch {_other(branch)}"
-    console().print(f"wrote {folder}: {use}")
+    for folder, _ in decoders:
+        whole = set(read(folder).branches) == set(BOTH)
+        use = f"use it with --decoder {folder}" if whole else f"the other branch is still missing: train it with the same --out and --branch {_other(branch)}"
+        console().print(f"wrote {folder}: {use}")
+
+
+def _facts(folder: Path, manifest: Manifest, branches: tuple[Branch, ...], seconds: float) -> dict[str, object]:
+    said = {"weights": str(folder), "subject": manifest.subject, "branches": list(branches), "images": len(manifest.train_nsd_ids)}
+    return {**said, "wall_seconds": seconds, **manifest.record.model_dump()}
+
+
+def _start(folder: Path | None, *, freeze: bool) -> Start | None:
+    """The decoder to start from."""
+    if folder is None:
+        if freeze:
+            msg = "--freeze leaves another subject's trunk as it is, and none was named; name its decoder's folder with --start-from"
+            raise RequestError(msg)
+        return None
+    from havir_explorer.decode.cohort import Start
+
+    return Start(folder, freeze)
 
 
 def _other(branch: str) -> str:
@@ -83,7 +106,7 @@ class _Source:
     """What is trained on."""
 
     dataset: str
-    subject: str
+    subjects: tuple[str, ...]
     generator: str
     captions: str | None
 
@@ -98,41 +121,46 @@ class _How:
     resume: bool
     device: str | None
     tensorboard: bool
+    start: Start | None
+    sessions: int | None
 
 
-def trained(source: _Source, out: Path | None, how: _How, *, asked: Asked, shape: Shape) -> tuple[Path, Manifest]:
-    """Train branches of one subject's decoder on every image that is not shared; return its folder and what is said of it.
+def trained(source: _Source, out: Path | None, how: _How, *, asked: Asked, shape: Shape) -> list[tuple[Path, Manifest]]:
+    """Train branches of the subjects' decoders on every image that is not shared; return their folders and what is said of them.
 
     Its targets come from the data set's store under the cache folder, to which those that it lacks are added (:mod:`havir_explorer.encoding`).
 
     Raises
     ------
     RequestError
-        The subject is unknown, the voxels asked for leave a branch without any, or an option is out of range.
+        A subject is unknown, the voxels asked for leave a branch without any, or an option is out of range.
     OutputError
         The folder cannot be made or written.
     """
     from havir_explorer import cli_train_asked
+    from havir_explorer.decode.cohort import fit_cohort
+    from havir_explorer.decode.enrol import Member
     from havir_explorer.decode.machine import main_process_first
     from havir_explorer.decode.options import Options
     from havir_explorer.decode.split import choose
-    from havir_explorer.decode.train import fit_branches
     from havir_explorer.diffuse import device
 
     runs_on = str(device.device(how.device))
-    tree = _tree(source.dataset, source.subject)
-    choose(tree.atlas(source.subject), asked.options(shape.changed(Options())).choice)  # said before anything is encoded
-    folder = _folder(out, tree, source.subject)
+    tree = _tree(source.dataset, source.subjects)
+    for subject in source.subjects:
+        choose(tree.atlas(subject), asked.options(shape.changed(Options())).choice)  # said before anything is encoded
+    members = [Member(tree, subject, folder) for subject, folder in zip(source.subjects, _folders(out, tree, source.subjects), strict=True)]
     with main_process_first(runs_on):
         store, model = _targets(tree, source)
     options = replace(asked.options(shape.options(store, runs_on)), caption_target=store.caption_target)
+    if how.sessions is not None:
+        options = replace(options, sessions=_positive("--sessions", how.sessions))
     edges = cli_train_asked.pixel_edges(tree, model) if options.pixel_edges else None
     with progress_bar("training") as show:
-        manifest = fit_branches(
-            tree,
-            source.subject,
+        manifests = fit_cohort(
+            members,
             store,
-            folder,
+            members[0].folder if len(members) == 1 else members[0].folder.parent,
             branches=how.branches,
             steps=how.steps,
             seed=how.seed,
@@ -143,31 +171,40 @@ def trained(source: _Source, out: Path | None, how: _How, *, asked: Asked, shape
             device=runs_on,
             edges=edges,
             tensorboard=how.tensorboard,
+            start=how.start,
         )
-    return folder, manifest
+    return [(member.folder, manifest) for member, manifest in zip(members, manifests, strict=True)]
 
 
-def _tree(dataset: str, subject: str) -> Dataset:
-    """Open the data set, once it is known that it has the subject."""
+def _positive(option: str, value: int) -> int:
+    if value < 1:
+        msg = f"{option} takes a number from 1 on; got {value}"
+        raise RequestError(msg)
+    return value
+
+
+def _tree(dataset: str, subjects: tuple[str, ...]) -> Dataset:
+    """Open the data set, once it is known that it has the subjects."""
     from havir_explorer.data import open_dataset
 
     tree = open_dataset(dataset)
-    if subject not in tree.subjects():
-        msg = f"{tree.name} has no subject {subject!r}; {nearest(subject, tree.subjects())}"
-        raise RequestError(msg)
+    for subject in subjects or ("",):
+        if subject not in tree.subjects():
+            msg = f"{tree.name} has no subject {subject!r}; {nearest(subject, tree.subjects())}"
+            raise RequestError(msg)
     return tree
 
 
 def _targets(tree: Dataset, source: _Source) -> tuple[TargetStore, VersatileDiffusion]:
-    """Open the data set's targets, to which those that the subject's training lacks are added, and the generator that made them."""
+    """Open the data set's targets, to which those that the training lacks are added, and the generator that made them."""
     import numpy as np
 
     from havir_explorer import encoding
     from havir_explorer.decode.targets import CaptionTarget
 
     rule = None if source.captions is None else one_of("--captions", source.captions, get_args(CaptionTarget))
-    trials = tree.trials(source.subject)
-    seen = np.unique(trials.loc[~trials["shared"], "nsd_id"].to_numpy(dtype=np.int64))
+    tables = [tree.trials(subject) for subject in source.subjects]
+    seen = np.unique(np.concatenate([table.loc[~table["shared"], "nsd_id"].to_numpy(dtype=np.int64) for table in tables]))
     with progress_bar("looking at targets") as show:
         work = encoding.prepare(tree, seen, source.generator, captions=rule, progress=show)
     if work.plan.todo:
@@ -176,11 +213,17 @@ def _targets(tree: Dataset, source: _Source) -> tuple[TargetStore, VersatileDiff
         return encoding.make(work, progress=show), work.encode.model
 
 
-def _folder(out: Path | None, tree: Dataset, subject: str) -> Path:
-    """Return the folder for the weights, once it is known that it can be written."""
+def _folders(out: Path | None, tree: Dataset, subjects: tuple[str, ...]) -> list[Path]:
+    """Return each subject's folder for the weights, once it is known that they can be written: ``out`` itself where there is one subject."""
     from havir_explorer import paths
 
-    folder = out or paths.cache_folder() / "havir" / tree.name / subject
+    if out is not None and len(subjects) == 1:
+        return [_writable(out)]
+    home = out or paths.cache_folder() / "havir" / tree.name
+    return [_writable(home / subject) for subject in subjects]
+
+
+def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as fault:

@@ -180,6 +180,17 @@ def test_training_uses_the_store_that_is_there(told, tmp_path: Path, monkeypatch
     assert told("train", "--out", tmp_path / "second", "--steps", 2)["steps"] == 2
 
 
+def test_several_subjects_train_one_trunk_and_another_starts_from_it(told, tmp_path: Path) -> None:
+    made = told("train", "--subject", "subj01,subj02", "--out", tmp_path / "both", "--steps", 2)
+    assert [decoder["subject"] for decoder in made["decoders"]] == ["subj01", "subj02"]
+    assert [decoder["trunk_of"] for decoder in made["decoders"]] == [["subj01", "subj02"]] * 2
+    assert all(Path(decoder["weights"]) == tmp_path / "both" / decoder["subject"] for decoder in made["decoders"])
+    more = ("--subject", "subj02", "--start-from", tmp_path / "both" / "subj01", "--freeze", "--sessions", 1)
+    tuned = told("train", *more, "--out", tmp_path / "tuned", "--steps", 2)
+    assert tuned["started_from"] == "subj01 of small, trunk frozen"
+    assert ["sessions", "1"] in tuned["hyper_parameters"]
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [

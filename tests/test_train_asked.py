@@ -65,6 +65,8 @@ def test_the_command_line_hands_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--rois", "V1,V9"), "no ROI is called 'V9'"),
         (("--split", "takagi", "--rois", "V1,EBA,VWFA-2,parietal"), "neither branch of the split 'takagi' reads a voxel of parietal"),
         (("--edges", "sounds"), "--edges takes latents or pixels"),
+        (("--subject", "subj01,subj9"), "has no subject 'subj9'; nearest"),
+        (("--freeze",), "--freeze leaves another subject's trunk as it is, and none was named"),
     ],
 )
 def test_the_command_line_refuses_before_it_encodes(arguments, words, cache, tmp_path, monkeypatch, capsys) -> None:

@@ -72,6 +72,8 @@ class Record(_Frozen):
     best_step_structural: int = 0
     best_step_semantic: int = 0
     caption_target: str = "mean"
+    started_from: str = ""
+    trunk_of: tuple[str, ...] = ()
     hyper_parameters: tuple[tuple[str, str], ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
 

@@ -47,6 +47,8 @@ class Options:
         A branch stops once this many looks in a row found no lower loss; 0 never stops it early.
     precision : {'no', 'bf16', 'fp16'}
         Number format of products and convolutions in training; weights and losses stay float32.
+    sessions : int
+        Train on the first so many sessions alone; 0 for all. What a new subject needs is counted in sessions (MindEye2).
     caption_target : str
         How the text targets were made; recorded.
     choice : Choice
@@ -76,6 +78,7 @@ class Options:
     save_every: PositiveInt = 250
     patience: NonNegativeInt = 0
     precision: Precision = "no"
+    sessions: NonNegativeInt = 0
     caption_target: str = "mean"
     choice: Choice = field(default_factory=Choice)
     mixco: Share = 0.0

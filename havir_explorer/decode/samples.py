@@ -80,7 +80,7 @@ class Samples:
         return torch.where(kind < MIXED, convex / convex.sum(1, keepdim=True).clamp_min(1e-6), averaged)
 
 
-def collect(dataset: Dataset, subject: str, nsd_ids: IntArray) -> Samples:
+def collect(dataset: Dataset, subject: str, nsd_ids: IntArray, sessions: int = 0) -> Samples:
     """Find all trials of the training pictures among ``nsd_ids``; shared (test) pictures are left out.
 
     Parameters
@@ -89,6 +89,8 @@ def collect(dataset: Dataset, subject: str, nsd_ids: IntArray) -> Samples:
     subject : str
     nsd_ids : int64 (n,)
         Pictures that have targets.
+    sessions : int
+        Of the first so many sessions alone; 0 for all.
 
     Returns
     -------
@@ -100,6 +102,8 @@ def collect(dataset: Dataset, subject: str, nsd_ids: IntArray) -> Samples:
         Fewer than 20 training pictures.
     """
     trials = dataset.trials(subject)
+    if sessions:
+        trials = trials[trials["session"] <= sessions]
     chosen = trials[~trials["shared"].to_numpy(dtype=bool) & trials["nsd_id"].isin(nsd_ids).to_numpy()]
     ids, inverse, counts = np.unique(chosen["nsd_id"].to_numpy(dtype=np.int64), return_inverse=True, return_counts=True)
     if len(ids) < 20:

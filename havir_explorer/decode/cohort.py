@@ -1,0 +1,212 @@
+"""The training of one subject, or of several that share a trunk: one loop for both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from havir_explorer.decode import branches as modules
+from havir_explorer.decode import card, files, trunk
+from havir_explorer.decode.cost import check_disk, cost
+from havir_explorer.decode.edges import PixelEdges
+from havir_explorer.decode.enrol import BOTH, Enrolled, Member, Taught, enrol, joined
+from havir_explorer.decode.files import PREFIXES, Parts
+from havir_explorer.decode.machine import Machine
+from havir_explorer.decode.manifest import Manifest, Record
+from havir_explorer.decode.objectives import OBJECTIVES
+from havir_explorer.decode.options import Options
+from havir_explorer.decode.pairs import Learner, Lesson, Pairs, pair
+from havir_explorer.decode.run import Notice, Plan, Progress, Run, remove
+from havir_explorer.decode.samples import held_count
+from havir_explorer.decode.targets import TargetSource
+from havir_explorer.errors import RequestError
+from havir_explorer.records import Branch
+
+STEPS = 1500
+"""Enough for the teaching world."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Another subject's decoder to start from.
+
+    Parameters
+    ----------
+    folder : Path
+    freeze : bool
+        Leave its trunk as it is, so that only the input layer learns; otherwise all learns.
+    """
+
+    folder: Path
+    freeze: bool = False
+
+
+def fit_cohort(
+    members: Sequence[Member],
+    targets: TargetSource,
+    folder: Path,
+    *,
+    branches: tuple[Branch, ...] = BOTH,
+    steps: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
+    resume: bool = True,
+    options: Options | None = None,
+    device: str = "cpu",
+    edges: PixelEdges | None = None,
+    tensorboard: bool = False,
+    start: Start | None = None,
+) -> tuple[Manifest, ...]:
+    """Train a branch after the other, on one subject or on several with one trunk, and save each subject's decoder.
+
+    Everything behind the input layer is shared (:mod:`~havir_explorer.decode.trunk`), as in MindEye2's shared-subject models (Scotti et al.
+    2024), which map voxels to a common space by one linear layer a subject. A step shows pictures of one subject, drawn at random. Each
+    decoder then runs alone; its manifest lists the training pictures of all subjects, because its trunk has seen them.
+
+    Parameters
+    ----------
+    members : sequence of Member
+        No subject of a data set twice.
+    targets : TargetSource
+        Of all their pictures.
+    folder : Path
+        Receives the loss curves and, on the way, the checkpoints.
+    start : Start, optional
+        Another subject's decoder whose trunk is started from.
+    branches, steps, seed, progress, notice, resume, options, device, edges, tensorboard
+        As in :func:`~havir_explorer.decode.train.fit_branches`.
+
+    Returns
+    -------
+    tuple of Manifest
+        In the order of ``members``.
+
+    Raises
+    ------
+    HavirError
+        As :func:`~havir_explorer.decode.train.fit_branches`; RequestError for a subject named twice, WeightsInvalid where the decoder to start
+        from does not fit.
+    """
+    options, began = options or Options(), time.monotonic()
+    _check(members, steps, options, edges)
+    everyone = [enrol(member, targets, options, branches) for member in members]
+    source = files.read(start.folder) if start else None
+    if source:
+        trunk.check(everyone[0].blank, branches, source)
+    steps = steps or _steps(options, sum(len(one.samples.nsd_ids) for one in everyone))
+    costs = [cost(one.blank, options, branch, len(one.samples.trials)) for branch in branches for one in everyone]
+    check_disk(folder, costs)
+    if notice:
+        notice("\n".join(f"{each}; {steps:,} steps of {options.batch} pictures" for each in costs))
+    told = [seed, steps, *(one.blank.model_dump_json() for one in everyone), asdict(options), *_digest(start)]
+    plan = Plan(options, steps, seed, json.dumps(told, default=lambda record: record.model_dump()), resume, tensorboard)
+    school = _School(everyone, targets, Machine(device, options.precision), folder, source, freeze=bool(start and start.freeze))
+    taught = [school.teach(branch, plan, edges, _share(progress, number, len(branches)), notice) for number, branch in enumerate(branches)]
+    record = _record(plan, members, school.machine, source, start, began)
+    parts = [joined(one, [branch[place] for branch in taught], record, school.seen) for place, one in enumerate(everyone)]
+    if school.machine.rank == 0:
+        for one, whole in zip(everyone, parts, strict=True):
+            files.write(one.member.folder, whole)
+            card.write(one.member.folder)
+        remove(folder, branches)
+    school.machine.wait()
+    return tuple(whole.manifest for whole in parts)
+
+
+@dataclass(frozen=True, eq=False)
+class _School:
+    """Who is taught, from what, and on which machine."""
+
+    everyone: Sequence[Enrolled]
+    targets: TargetSource
+    machine: Machine
+    folder: Path
+    source: Parts | None
+    freeze: bool
+
+    @property
+    def seen(self) -> frozenset[int]:
+        """Every picture that the trunk has seen."""
+        before = self.source.manifest.train_nsd_ids if self.source else ()
+        return frozenset({*before, *(n for one in self.everyone for n in one.blank.train_nsd_ids)})
+
+    def teach(self, branch: Branch, plan: Plan, edges: PixelEdges | None, progress: Progress | None, notice: Notice | None) -> list[Taught]:
+        """Train one branch from the start or from its checkpoint, and repair it for each subject."""
+        objective, options = OBJECTIVES[branch], plan.options
+        pairs = [pair(one.samples, one.voxels(branch), self.targets, options.held_out, plan.seed) for one in self.everyone]
+        lesson = Lesson(objective, _apart(pairs), self.targets, edges if branch == "structural" else None)
+        made = [modules.fresh(objective, one.blank, plan.seed) for one in self.everyone]
+        modules.start(lesson, made[0])
+        trunk.share(made)
+        if self.source:
+            trunk.adopt(made[0], branch, self.source, freeze=self.freeze)
+        learner = Learner(*(module.to(self.machine.device) for module in made))
+        run = Run(lesson, learner, plan, self.machine)
+        run.loop(self.folder, progress=progress, notice=notice)
+        self.machine.release()
+        modules.finish(lesson, learner, options)
+        ended = run.state.best_loss, run.state.best_step
+        states = [{f"{PREFIXES[branch]}{name}": value.detach().cpu() for name, value in module.state_dict().items()} for module in made]
+        return [Taught(branch, state, *ended, len(one.train), len(one.held)) for state, one in zip(states, lesson.pairs, strict=True)]
+
+
+def _apart(pairs: Sequence[Pairs]) -> tuple[Pairs, ...]:
+    """Take out of every subject's training pictures those that any subject holds back: a shared trunk would have seen them."""
+    held = np.concatenate([one.nsd_ids(one.held) for one in pairs])
+    return tuple(replace(one, train=one.train[torch.from_numpy(~np.isin(one.nsd_ids(one.train), held))]) for one in pairs)
+
+
+def _check(members: Sequence[Member], steps: int | None, options: Options, edges: PixelEdges | None) -> None:
+    twice = [subject for (_, subject), count in Counter((member.dataset.root, member.subject) for member in members).items() if count > 1]
+    if twice:
+        msg = f"{twice[0]} is named twice; name each subject once"
+        raise RequestError(msg)
+    if steps is not None and steps < 1:
+        msg = f"steps must be 1 or more; got {steps}"
+        raise RequestError(msg)
+    if options.pixel_edges and edges is None:
+        msg = "edges in pixels need the generator's decoder and the stimuli, and none were given; give edges, or compare them in latents"
+        raise RequestError(msg)
+
+
+def _steps(options: Options, pictures: int) -> int:
+    """Return how many steps show each training picture as often as the options say."""
+    trained = pictures - held_count(pictures, options.held_out)
+    return math.ceil(options.epochs * trained / options.batch) if options.epochs else STEPS
+
+
+def _digest(start: Start | None) -> tuple[str, ...]:
+    """What a checkpoint must agree in about where a run started."""
+    if start is None:
+        return ()
+    with (start.folder / files.WEIGHTS).open("rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest(), f"freeze {start.freeze}"
+
+
+def _record(plan: Plan, members: Sequence[Member], machine: Machine, source: Parts | None, start: Start | None, began: float) -> Record:
+    options = plan.options
+    return Record(
+        seed=plan.seed,
+        steps=plan.steps,
+        seconds=round(time.monotonic() - began, 1),
+        device=str(machine.device),
+        caption_target=options.caption_target,
+        hyper_parameters=options.listed(),
+        started_from=f"{source.manifest.subject} of {source.manifest.dataset}, trunk {'frozen' if start and start.freeze else 'free'}" if source else "",
+        trunk_of=tuple(member.subject for member in members) if len(members) > 1 else (),
+    )
+
+
+def _share(progress: Progress | None, number: int, count: int) -> Progress | None:
+    """Let one branch's progress move its part of the bar."""
+    return None if progress is None else lambda share, line: progress((number + share) / count, line)
