@@ -40,6 +40,7 @@ def evaluate(
     as_table: Annotated[str, typer.Option("--table", help="Write the table as md, csv, latex or json. [what --out ends in]")] = "",
     out: Annotated[Path | None, typer.Option("--out", help="File for the table: .md, .csv, .tex or .json.")] = None,
     rows: Annotated[Path | None, typer.Option("--rows", help="Keep every picture's scores here: .parquet.")] = None,
+    keep: Annotated[Path | None, typer.Option("--keep", help="Keep the drawn pictures in this folder, to go on after a stop.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score reconstructions of the test images, and of the controls that show what the brain added."""
@@ -66,6 +67,7 @@ def evaluate(
             networks=networks,
             split=split,
             repeats=_repeats(repeats),
+            drawer=scoring.kept(keep, _stamped) if keep else scoring.in_turn,
         )
     if rows is not None:
         write(rows, lambda part: formats.write_rows(found, part))
@@ -99,6 +101,13 @@ def _format(asked: str, out: Path | None) -> str:
     if name:
         format_(name)
     return name
+
+
+def _stamped(request: Request) -> str:
+    """A digest of the files a request's pictures are drawn from."""
+    from havir_explorer import paths, store
+
+    return paths.stamp(*store.sources(request))
 
 
 def _repeats(name: str) -> Repeats:

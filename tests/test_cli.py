@@ -157,13 +157,17 @@ def test_evaluate_scores_with_another_clip(told, cache, tiny_tower):
 
 
 def test_evaluate_writes_its_table_and_rows(told, cache, tmp_path):
-    table, rows = tmp_path / "table.tex", tmp_path / "rows.parquet"
-    said = told("evaluate", "--limit", 3, "--conditions", "structure_only", "--split", "shared1000", "--out", table, "--rows", rows)
+    table, rows, asked = tmp_path / "table.tex", tmp_path / "rows.parquet", ("--limit", 3, "--conditions", "structure_only", "--split", "shared1000")
+    said = told("evaluate", *asked, "--out", table, "--rows", rows, "--keep", tmp_path / "kept")
     assert (said["protocol"], said["split"], said["n_images"]) == ("own", "shared1000", 3)
     assert r"structure\_only & " in table.read_text()
     kept = pd.read_parquet(rows)
     assert kept["kind"].tolist() == ["decoded"] * 3
     assert kept["SSIM"].mean() == pytest.approx(said["conditions"]["structure_only"]["SSIM"]["mean"])
+    (pictures,) = (tmp_path / "kept").iterdir()
+    before = pictures.stat().st_mtime_ns
+    assert told("evaluate", *asked, "--keep", tmp_path / "kept") == said
+    assert pictures.stat().st_mtime_ns == before
 
 
 def test_evaluate_lists_the_metrics_that_lack_weights(told, cache, tmp_path):

@@ -6,7 +6,8 @@ Two steps over frozen records: :func:`draw` makes the pictures of one chunk of t
 
 from havir_explorer.evaluate.conditions import ALL, CONDITIONS, GROUPS, Condition
 from havir_explorer.evaluate.drawing import BATCH, Chunk, chunks, draw
-from havir_explorer.evaluate.run import Drawer, evaluate, gathered
+from havir_explorer.evaluate.keeping import kept
+from havir_explorer.evaluate.run import Drawer, evaluate, gathered, in_turn
 from havir_explorer.evaluate.scoring import Gauge, Missing, available, gauges, score
 from havir_explorer.evaluate.tables import Column, Evaluation, bootstrap
 from havir_explorer.evaluate.testset import TestSet, collect, mean_responses
@@ -32,6 +33,8 @@ __all__ = [
     "evaluate",
     "gathered",
     "gauges",
+    "in_turn",
+    "kept",
     "mean_responses",
     "score",
 ]

@@ -1,0 +1,78 @@
+"""Pictures that were drawn before a stop are not drawn again, and never taken for those of other weights."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from havir_explorer.errors import DataInvalid, OutputError
+from havir_explorer.evaluate import Chunk, chunks, gathered
+from havir_explorer.evaluate.drawing import Progress
+from havir_explorer.evaluate.keeping import kept
+from havir_explorer.records import Request, Settings, UInt8Array
+
+IDS = np.arange(100, 111)
+
+
+class Drawer:
+    """Draws each image in its own colour and remembers which it drew; stops before the chunk ``until``."""
+
+    def __init__(self, until: int = 99) -> None:
+        self.until, self.drawn = until, []
+
+    def __call__(self, planned: Sequence[Chunk], progress: Progress) -> Iterator[tuple[int, UInt8Array]]:
+        for place in reversed(range(len(planned))):
+            if len(self.drawn) == self.until:
+                raise KeyboardInterrupt
+            self.drawn.append(planned[place].nsd_ids)
+            progress((len(planned) - place) / len(planned), "")
+            yield place, np.stack([np.full((4, 4, 3), nsd_id, np.uint8) for nsd_id in planned[place].nsd_ids])
+
+
+def plan(seed: int = 0) -> tuple[Chunk, ...]:
+    return chunks("full", IDS, Request(settings=Settings(seed=seed)), size=3)
+
+
+def test_a_stopped_evaluation_goes_on(tmp_path: Path) -> None:
+    first, second, shares = Drawer(until=2), Drawer(), []
+    with pytest.raises(KeyboardInterrupt):
+        gathered(kept(tmp_path / "new", lambda request: "a", first)(plan(), lambda share, line: None), plan())
+    assert len(list((tmp_path / "new").iterdir())) == 2
+    pictures = gathered(kept(tmp_path / "new", lambda request: "a", second)(plan(), lambda share, line: shares.append(share)), plan())
+    assert pictures[:, 0, 0, 0].tolist() == IDS.tolist()
+    assert sorted(first.drawn + second.drawn) == [chunk.nsd_ids for chunk in plan()]
+    assert shares == [0.75, 1.0]
+
+
+@pytest.mark.parametrize(("seed", "stamp"), [(1, "a"), (0, "b")])
+def test_other_settings_or_weights_are_other_pictures(tmp_path: Path, seed: int, stamp: str) -> None:
+    list(kept(tmp_path, lambda request: "a", Drawer())(plan(), lambda share, line: None))
+    again = Drawer()
+    list(kept(tmp_path, lambda request: stamp, again)(plan(seed), lambda share, line: None))
+    assert len(again.drawn) == 4
+
+
+def test_a_damaged_file_is_said(tmp_path: Path) -> None:
+    list(kept(tmp_path, lambda request: "a", Drawer())(plan(), lambda share, line: None))
+    file = min(tmp_path.iterdir())
+    file.write_bytes(file.read_bytes()[:90])
+    with pytest.raises(DataInvalid, match=f"{file.name} cannot be read"):
+        list(kept(tmp_path, lambda request: "a", Drawer())(plan(), lambda share, line: None))
+    np.save(file, np.zeros((1, 4, 4, 3), np.uint8))
+    with pytest.raises(DataInvalid, match="delete that file"):
+        list(kept(tmp_path, lambda request: "a", Drawer())(plan(), lambda share, line: None))
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(opened, pictures) -> None:
+        opened.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        list(kept(tmp_path, lambda request: "a", Drawer())(plan(), lambda share, line: None))
+    assert list(tmp_path.iterdir()) == []
