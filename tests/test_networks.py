@@ -20,8 +20,10 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from havir_explorer.errors import RequestError, SourceUnavailable, WeightsInvalid
+from havir_explorer.evaluate import scoring
 from havir_explorer.measure import fetch as fetching
 from havir_explorer.measure import networks
+from havir_explorer.measure.protocols import ME2
 from havir_explorer.records import FloatArray
 
 
@@ -84,6 +86,18 @@ def test_swav_is_a_resnet_whose_keys_begin_with_module_and_whose_heads_are_left_
     module.fc = nn.Identity()
     with torch.no_grad():
         assert torch.allclose(torch.from_numpy(read(shown)), module(normalised(shown, wanted)), atol=1e-4)
+
+
+def test_a_checkpoint_in_the_folder_brings_its_metric(tmp_path: Path) -> None:
+    state = models.resnet50().state_dict()
+    torch.save({f"module.{key}": value for key, value in state.items() if not key.startswith("fc.")}, tmp_path / networks.network("swav").file)
+    present, missing = scoring.available(ME2, None, tmp_path)
+    assert [m.metric.name for m in present] == ["PixCorr", "SSIM", "SwAV"]
+    assert "SwAV" not in {m.metric for m in missing}
+    stimuli, pictures = np.random.default_rng(2).integers(0, 256, (2, 2, 40, 40, 3), dtype=np.uint8)
+    ready = scoring.gauges(ME2, present, stimuli, side=40, folder=tmp_path)
+    assert np.allclose(scoring.score(stimuli, ready)["SwAV"], 0, atol=1e-5)
+    assert (scoring.score(pictures, ready)["SwAV"] > 1e-4).all()
 
 
 def test_clip_is_the_image_tower_of_an_open_clip_checkpoint(tiny_tower: Path, tmp_path: Path) -> None:
@@ -150,6 +164,9 @@ def server() -> Iterator[ThreadingHTTPServer]:
         def do_GET(self) -> None:
             start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
             self.server.starts.append(start)
+            if start >= len(CONTENT):
+                self.send_error(416)
+                return
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(CONTENT) - start))
             self.end_headers()
@@ -185,6 +202,12 @@ def test_a_fetch_goes_on_where_it_was_cut(server: ThreadingHTTPServer, remote: n
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert fetching.fetch(remote, tmp_path / "new", lambda share, line: None) == file
     assert len(server.starts) == 2  # what is there is not fetched again
+
+
+def test_a_fetch_stopped_after_its_last_byte_is_whole(server: ThreadingHTTPServer, remote: networks.Network, tmp_path: Path) -> None:
+    (tmp_path / f".{remote.file}.part").write_bytes(CONTENT)
+    assert fetching.fetch(remote, tmp_path, lambda share, line: None).read_bytes() == CONTENT
+    assert server.starts == [len(CONTENT)]
 
 
 def test_a_damaged_fetch_is_thrown_away(server: ThreadingHTTPServer, remote: networks.Network, tmp_path: Path) -> None:

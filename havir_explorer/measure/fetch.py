@@ -64,8 +64,15 @@ def fetch(wanted: Network, to: Path, progress: Progress) -> Path:
 
 def _bring(wanted: Network, part: Path, progress: Progress) -> None:
     came = part.stat().st_size if part.is_file() else 0
-    asked = urllib.request.Request(wanted.url, headers={"Range": f"bytes={came}-"} if came else {})  # noqa: S310 - the table's own addresses
-    with urllib.request.urlopen(asked, timeout=_SECONDS) as answer:  # noqa: S310
+    named = {"User-Agent": "havir_explorer"}  # some servers turn away what does not say its name
+    asked = urllib.request.Request(wanted.url, headers={**named, "Range": f"bytes={came}-"} if came else named)  # noqa: S310 - the table's own addresses
+    try:
+        opening = urllib.request.urlopen(asked, timeout=_SECONDS)  # noqa: S310
+    except urllib.error.HTTPError as fault:
+        if came and fault.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # all of it had come
+            return
+        raise
+    with opening as answer:
         going_on = answer.status == http.HTTPStatus.PARTIAL_CONTENT
         came = came if going_on else 0
         whole = came + int(answer.headers.get("Content-Length") or 0)

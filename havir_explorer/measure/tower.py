@@ -20,7 +20,8 @@ def open_clip_tower(model: str, pretrained: str | Path, *, device: str = "cpu") 
     Parameters
     ----------
     model : str
-        A name OpenCLIP knows, e.g. ``ViT-L-14``; a configuration of one's own is made known by ``open_clip.add_model_config``.
+        A name OpenCLIP knows, e.g. ``ViT-L-14``, or ``ViT-L-14-quickgelu`` for a file of OpenAI's weights (their tag ``openai`` sees to it
+        itself); a configuration of one's own is made known by ``open_clip.add_model_config``.
     pretrained : str or Path
         A checkpoint file on this machine, or one of OpenCLIP's tags for this model, e.g. ``openai`` (downloaded by OpenCLIP).
     device : str
