@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from havir_explorer.cli_cluster import placed
 from havir_explorer.cli_options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
 from havir_explorer.cli_show import can_write, console, emit, names, progress_bar, table, write
+from havir_explorer.cluster import Where
 from havir_explorer.errors import RequestError
 from havir_explorer.records import Repeats, Request
 
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 _D = Request()
 
 
+@placed
 def evaluate(
     *,
+    where: Where,
     dataset: DatasetOption = _D.dataset,
     subject: SubjectOption = _D.subject,
     limit: Annotated[int, typer.Option("--limit", help="At most this many test images.")] = 100,
@@ -46,12 +50,13 @@ def evaluate(
     """Score reconstructions of the test images, and of the controls that show what the brain added."""
     from havir_explorer import evaluate as scoring
     from havir_explorer.evaluate import formats
+    from havir_explorer.evaluate.sharing import drawing
 
     written = _format(as_table, out)
     if rows is not None:
         can_write(rows, ".parquet")
     tower = _tower(clip, clip_weights, protocol)
-    with progress_bar(f"evaluating {subject}") as show:
+    with drawing(where) as drawer, progress_bar(f"evaluating {subject}") as show:
         found = scoring.evaluate(
             dataset,
             subject,
@@ -67,7 +72,7 @@ def evaluate(
             networks=networks,
             split=split,
             repeats=_repeats(repeats),
-            drawer=scoring.kept(keep, _stamped) if keep else scoring.in_turn,
+            drawer=scoring.kept(keep, _stamped, drawer) if keep else drawer,
         )
     if rows is not None:
         write(rows, lambda part: formats.write_rows(found, part))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from certificates import write_certificates
 from cluster_tasks import Sum, add, refuse, setting
@@ -95,6 +96,26 @@ def test_certificates_that_cannot_be_used_are_said_so(tmp_path):
     other = write_certificates(tmp_path / "other")
     with pytest.raises(RequestError, match="must be PEM files that fit together"):
         cluster.security(replace(other, key=files.key))
+
+
+@pytest.mark.slow
+def test_an_evaluation_shared_out_has_the_rows_of_one_that_is_not(tmp_path, cache, capsys):
+    tables = [tmp_path / "alone.parquet", tmp_path / "shared.parquet"]
+    for path, place in zip(tables, ([], ["--workers", "2"]), strict=True):  # 21 images are two chunks
+        assert command(["evaluate", "--limit", "21", "--conditions", "full", "--rows", str(path), *place]) == 0
+    alone, shared = (pd.read_parquet(path) for path in tables)
+    assert len(shared) == 21
+    scores = ["PixCorr", "SSIM", "CLIP", "CLIP-cos"]
+    assert shared.drop(columns=scores).equals(alone.drop(columns=scores))
+    assert (shared[scores] - alone[scores]).abs().max().max() < 1e-4
+
+
+def test_an_evaluation_starts_no_worker_for_what_cannot_be(capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr(cluster, "_local", lambda *asked: started.append(asked))
+    assert command(["evaluate", "--limit", "1", "--workers", "2"]) == 2
+    assert "at least 2" in capsys.readouterr().err
+    assert started == []
 
 
 def test_a_scheduler_that_does_not_answer_is_said_and_costs_2(capsys, tmp_path, monkeypatch):
