@@ -194,7 +194,7 @@ def _trained(tree: Dataset, subject: str, folder: str | None) -> Decoder:
     from havir_explorer.pipeline import decoder_folder
 
     tree.trials(subject)  # says which subjects there are when this is none of them
-    model = decoders.load(Path(folder) if folder else decoder_folder(tree, subject))
+    model = decoders.load(decoder_folder(tree, subject, folder or ""))
     model.manifest.check(tree, subject)
     return model
 

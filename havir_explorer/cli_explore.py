@@ -57,7 +57,7 @@ def start(dataset: str, subject: str, generator: str, decoder: str) -> Request:
     """
     from havir_explorer.data import open_dataset
     from havir_explorer.decode.files import read_manifest
-    from havir_explorer.pipeline import decoder_folder
+    from havir_explorer.pipeline import LINEAR, decoder_folder
 
     source = dataset if dataset == _D.dataset else str(Path(dataset).absolute())
     tree = open_dataset(source)
@@ -65,8 +65,9 @@ def start(dataset: str, subject: str, generator: str, decoder: str) -> Request:
     if chosen not in tree.subjects():
         msg = f"{tree.name} has no subject {chosen!r}; {nearest(chosen, tree.subjects())}"
         raise RequestError(msg)
-    folder = str(Path(decoder).absolute()) if decoder else ""
-    read_manifest(Path(folder) if folder else decoder_folder(tree, chosen)).check(tree, chosen)
+    named = decoder or ""
+    folder = named if named in {"", LINEAR} else str(Path(named).absolute())
+    read_manifest(decoder_folder(tree, chosen, folder)).check(tree, chosen)
     table = tree.trials(chosen)
     shared = table.index[table["shared"]]
     model = str(Path(generator).absolute()) if Path(generator).is_dir() else generator

@@ -29,6 +29,8 @@ from havir_explorer.loaded import Loaded
 from havir_explorer.paths import cache_folder, shipped_weights
 from havir_explorer.records import FloatArray, IntArray, Reconstruction, Request, Score, Step, UInt8Array
 
+LINEAR = "linear"
+"""What a request names as its decoder for the linear baseline."""
 OnStep = Callable[[Step], None]
 _Shared = tuple[IntArray, UInt8Array, FloatArray | None]
 _LOADING = Lock()  # the app prepares in one thread while its worker runs in another
@@ -129,7 +131,7 @@ def models(request: Request) -> tuple[Dataset, Decoder, VersatileDiffusion]:
     dataset = open_dataset(request.dataset)
     dataset.trials(request.subject)  # for a subject there is none of, the reader's own sentence
     with _LOADING:
-        decoder = _decoder(Path(request.decoder) if request.decoder else decoder_folder(dataset, request.subject))
+        decoder = _decoder(decoder_folder(dataset, request.subject, request.decoder))
         decoder.manifest.check(dataset, request.subject)
         generator = _generator(request.generator)
         generator.sees()  # half a CLIP tower is said now, not after the picture
@@ -148,11 +150,21 @@ def cost(request: Request) -> costs.Cost:
     return costs.estimate(source.locate(request.generator), request.settings, Place(device.device(), device.dtype()))
 
 
-def decoder_folder(dataset: Dataset, subject: str) -> Path:
-    """Return where a subject's decoder lives when a request names none: shipped for the teaching world, in the cache folder otherwise."""
-    if dataset.synthetic:
-        return shipped_weights() / "havir" / subject
-    return cache_folder() / "havir" / dataset.name / subject
+def decoder_folder(dataset: Dataset, subject: str, named: str = "") -> Path:
+    """Return where the decoder lives that a request names.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    subject : str
+    named : str
+        ``""`` is the subject's HAVIR and ``"linear"`` its linear decoder, the baseline: those of the teaching world are shipped, others lie where
+        ``havir train`` puts them, in the cache folder. Anything else is a folder.
+    """
+    if named not in ("", LINEAR):
+        return Path(named)
+    method = named or "havir"
+    return (shipped_weights() / method if dataset.synthetic else cache_folder() / method / dataset.name) / subject
 
 
 def measured(dataset: Dataset, request: Request) -> FloatArray:
@@ -195,7 +207,7 @@ def _shared_stimuli(dataset: Dataset, subject: str, generator: VersatileDiffusio
 
 def _decoder(folder: Path) -> Decoder:
     if not folder.is_dir():
-        msg = f"no trained HAVIR at {folder}; train one with `havir train` or name its folder as the decoder"
+        msg = f"no trained decoder at {folder}; train one with `havir train` (`--method linear` for the baseline) or name its folder as the decoder"
         raise WeightsMissing(msg)
     return _DECODERS.get(str(folder), folder, lambda: decoders.load(folder))
 

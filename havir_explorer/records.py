@@ -171,7 +171,7 @@ class Request:
     mask : Mask
     settings : Settings
     generator, decoder : str
-        Folders of the Versatile Diffusion and of the trained HAVIR; ``"demo"`` and ``""`` are the shipped ones.
+        Folders of the Versatile Diffusion and of the trained decoder; ``"demo"`` and ``""`` are the shipped ones, ``"linear"`` the linear decoder.
     """
 
     dataset: str = "demo"

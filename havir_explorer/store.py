@@ -295,15 +295,15 @@ def sources(request: Request) -> tuple[Path, ...]:
     from havir_explorer.diffuse import source
 
     measured: tuple[Path, ...] = (betas.folder(data.demo_folder(), request.subject),)
-    decoder = shipped_weights() / "havir" / request.subject
+    decoder = shipped_weights() / (request.decoder or "havir") / request.subject
     try:
         generator = source.locate(request.generator).root
         if request.dataset != data.DEMO:  # the teaching world is not opened: that would build it
             dataset = data.open_dataset(request.dataset)
-            measured, decoder = dataset.sources(request.subject), pipeline.decoder_folder(dataset, request.subject)
+            measured, decoder = dataset.sources(request.subject), pipeline.decoder_folder(dataset, request.subject, request.decoder)
     except HavirError:  # whoever reads the weights or the data says it better, and a remembered result does not survive it
         return ()
-    return generator, Path(request.decoder) if request.decoder else decoder, *measured
+    return generator, decoder if request.decoder in ("", pipeline.LINEAR) else Path(request.decoder), *measured
 
 
 def _named(path: Path | str, ending: str, why: str) -> Path:

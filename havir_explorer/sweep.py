@@ -162,7 +162,7 @@ def _of_subject(sweep: Sweep, dataset: Dataset, subject: str) -> Iterator[Reques
             msg = f"{subject} has no trial {mask.fill_trial} in {dataset.name} to fill a mask with"
             raise RequestError(msg)
     base = replace(sweep.base, subject=subject, decoder=sweep.base.decoder.replace("{subject}", subject))
-    folder = Path(base.decoder) if base.decoder else pipeline.decoder_folder(dataset, subject)
+    folder = pipeline.decoder_folder(dataset, subject, base.decoder)
     if not folder.is_dir():
         msg = f"no trained HAVIR of {subject} at {folder}; train one with `havir train`, or name the decoders as FOLDER/{{subject}}"
         raise WeightsMissing(msg)

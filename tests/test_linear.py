@@ -11,8 +11,9 @@ from small_world import SPATIAL, TEST, TRAIN, SmallEncoder, SmallWorld
 
 from havir_explorer.decode import card, components, ridge
 from havir_explorer.decode.linear import LinearDecoder
+from havir_explorer.decode.linear_cost import cost
 from havir_explorer.decode.linear_fit import LinearOptions, fit
-from havir_explorer.decode.targets import Targets, build
+from havir_explorer.decode.targets import Shapes, Targets, build
 from havir_explorer.errors import Cancelled, WeightsInvalid
 
 
@@ -235,3 +236,15 @@ def test_weights_of_other_sizes_are_refused(fitted: LinearDecoder, tmp_path: Pat
     file.write_text(file.read_text().replace('"latent_shape":[4,8,8]', '"latent_shape":[4,16,16]'))
     with pytest.raises(WeightsInvalid, match=r"weights of latents .* do not fit"):
         LinearDecoder.load(tmp_path)
+
+
+def test_the_cost_of_the_published_size_is_bounded_and_said() -> None:
+    shapes = Shapes((4, 64, 64), (257, 768), (77, 768))
+    found = cost(9000, 5000, 10_700, shapes, components=500, folds=5)
+    assert 2e9 < found.memory_bytes < 4e9
+    assert found.features == 272_896
+    half = cost(4500, 5000, 10_700, shapes, components=500, folds=5)
+    assert 5 < found.operations / half.operations < 8  # cubes of images decide
+    words = found.sentence()
+    assert words.startswith("linear decoder: 9,000 images, 10,700 voxels, 272,896 features of the targets; about ")
+    assert "GB of memory and" in words

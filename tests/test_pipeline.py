@@ -1,6 +1,7 @@
 """One request, one reconstruction, on the teaching world with the shipped weights."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from havir_explorer import masks, pipeline
 from havir_explorer.diffuse import weights
 from havir_explorer.errors import Cancelled, RequestError, WeightsInvalid, WeightsMissing
+from havir_explorer.paths import shipped_weights
 from havir_explorer.records import Mask, Request, Settings
 
 
@@ -109,3 +111,18 @@ def test_a_decoder_refuses_a_generator_with_another_clip(another_generator, requ
 def test_a_decoder_drives_a_generator_with_another_denoiser(another_generator, request_):
     _, _, generator = pipeline.models(replace(request_, generator=another_generator("unet")))
     assert generator.latent_shape == (4, 16, 16)
+
+
+def test_a_request_names_its_decoder_by_method_or_by_folder(demo):
+    assert pipeline.decoder_folder(demo, "subj02") == shipped_weights() / "havir" / "subj02"
+    assert pipeline.decoder_folder(demo, "subj02", "linear") == shipped_weights() / "linear" / "subj02"
+    assert pipeline.decoder_folder(demo, "subj02", "mine") == Path("mine")
+
+
+def test_a_data_set_of_ones_own_has_its_decoders_in_the_cache_folder(own_cache):
+    from small_world import SmallWorld
+
+    world = SmallWorld()
+    world.synthetic = False
+    assert pipeline.decoder_folder(world, "subj01", "linear") == own_cache / "linear" / "small" / "subj01"
+    assert pipeline.decoder_folder(world, "subj01") == own_cache / "havir" / "small" / "subj01"

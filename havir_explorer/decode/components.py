@@ -44,7 +44,7 @@ class Centred:
     def blocks(self, stop: int) -> Iterator[tuple[slice, Parts]]:
         """Yield blocks of the first ``stop`` pictures: which rows, and their float32 (n_rows, n_features)."""
         for rows, parts in _blocks(self.source, self.places[:stop]):
-            latents, image, text = (part.to(mean.device) - mean for part, mean in zip(parts, self.mean, strict=True))
+            latents, image, text = (part.to(mean.device).sub_(mean) for part, mean in zip(parts, self.mean, strict=True))
             yield rows, (latents, image, text)
 
 

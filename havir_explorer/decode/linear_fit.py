@@ -37,7 +37,9 @@ class LinearOptions:
     choice : Choice
         Which voxels each branch reads.
     components : int
-        At most this many of each target are tried; what decides is whether cross-validation predicts them.
+        At most this many of each target are tried.
+    worth : float
+        Share of its variance that cross-validation must predict for a component to be kept, 0 or more.
     folds : int
         Of the cross-validation over pictures; the repeats of a picture are averaged and never apart.
     repair_latents, repair_tokens : float
@@ -47,7 +49,8 @@ class LinearOptions:
     """
 
     choice: Choice = field(default_factory=Choice)
-    components: int = 1000
+    components: int = 500
+    worth: float = 0.02
     folds: int = 5
     repair_latents: float = 1.0
     repair_tokens: float = 1.0
@@ -128,8 +131,8 @@ def fit(
     structural = stages.tick(0.3, 0.6, "spatial voxels to latents, cross-validated")
     semantic = stages.tick(0.6, 0.9, "semantic voxels to tokens, cross-validated")
     solved = [
-        *stages.kept("structural", lambda: _branch(samples.averages(split.spatial), (latents,), splits, device, structural)),
-        *stages.kept("semantic", lambda: _branch(samples.averages(split.semantic), (image, text), splits, device, semantic)),
+        *stages.kept("structural", lambda: _branch(samples.averages(split.spatial), (latents,), splits, options.worth, device, structural)),
+        *stages.kept("semantic", lambda: _branch(samples.averages(split.semantic), (image, text), splits, options.worth, device, semantic)),
     ]
     found = (Predictable(*solved[:4]), Predictable(*solved[4:8]), Predictable(*solved[8:]))
     bases = components.bases(centred, (found[0].scores, found[1].scores, found[2].scores), stages.tick(0.9, 1, "directions of the components"))
@@ -141,7 +144,7 @@ def fit(
         device=device,
         training_images=len(samples.nsd_ids),
         caption_target=options.caption_target,
-        hyper_parameters=(("components at most", str(options.components)), ("seed of the folds", str(seed))),
+        hyper_parameters=(("components", f"{options.components} at most, where more than {options.worth} is predicted"), ("seed of the folds", str(seed))),
         versions=(*card.versions(), ("himalaya", metadata.version("himalaya"))),
     )
     LinearDecoder(blank.model_copy(update={"record": record, "ridge": _sizes(found, centred, options)}), split.spatial, split.semantic, heads).save(folder)
@@ -150,16 +153,18 @@ def fit(
     return LinearDecoder.load(folder, device=device)
 
 
-def _branch(responses: Tensor, targets: tuple[Tensor, ...], splits: list[ridge.Split], device: str, tick: Callable[[float], None]) -> list[Tensor]:
+def _branch(
+    responses: Tensor, targets: tuple[Tensor, ...], splits: list[ridge.Split], worth: float, device: str, tick: Callable[[float], None]
+) -> list[Tensor]:
     """Return the fields of a :class:`Predictable` for each target, one after the other."""
     mean = responses.mean(0)
-    centred = (responses - mean).to(device)
+    centred = responses.sub_(mean).to(device)
     together = torch.cat(targets, 1).to(device)
     found = ridge.solve(centred @ centred.T, together, splits, device=device, tick=tick)
     explained, fields = found.explained(together.cpu()), list[Tensor]()
     edges = np.cumsum([0, *(target.shape[1] for target in targets)])
     for low, target in zip(edges, targets, strict=False):
-        kept = low + torch.nonzero(explained[low : low + target.shape[1]] > 0)[:, 0]
+        kept = low + torch.nonzero(explained[low : low + target.shape[1]] > worth)[:, 0]
         weights = (centred.T @ found.dual[:, kept].to(device)).cpu()
         fields += Predictable(weights, -(mean @ weights), target[:, kept - low], found.held_out[:, kept])
     return fields

@@ -19,7 +19,7 @@ from havir_explorer.evaluate.tables import Column, Evaluation
 from havir_explorer.evaluate.testset import TestSet, collect
 from havir_explorer.measure import protocols
 from havir_explorer.measure.records import OWN_TOWER, Tower
-from havir_explorer.pipeline import models
+from havir_explorer.pipeline import LINEAR, decoder_folder, models
 from havir_explorer.records import IntArray, Repeats, Request, Settings, UInt8Array
 
 Drawer = Callable[[Sequence[Chunk], Progress], Iterator[tuple[int, UInt8Array]]]
@@ -64,7 +64,7 @@ def evaluate(
     conditions : sequence of str
         Names of :data:`~havir_explorer.evaluate.conditions.CONDITIONS` or of its groups; all that can be drawn when empty.
     linear : str
-        Folder of the linear decoder of the condition ``linear``.
+        Folder of the linear decoder of the condition ``linear``; the one that is shipped or that ``havir train`` has made when empty.
     limit : int
         At most this many images, in ascending order of their ids; 2 or more.
     seed : int
@@ -103,6 +103,7 @@ def evaluate(
     request = Request(dataset=dataset, subject=subject, generator=generator, decoder=decoder, settings=base, repeats=repeats)
     data, _, versatile = models(request)
     tested = collect(data, subject, limit, split)
+    linear = linear or (LINEAR if decoder_folder(data, subject, LINEAR).is_dir() else "")
     requests = {"own": request, "linear": dataclasses.replace(request, decoder=linear)}
     wanted = _drawable(asked_for, versatile, linear)
     for whose in dict.fromkeys(condition.decoder for condition in wanted):
@@ -145,7 +146,7 @@ def _drawable(asked_for: Sequence[Condition], versatile: VersatileDiffusion, lin
 def _lacks(condition: Condition, versatile: VersatileDiffusion, linear: str) -> str:
     """Say what a condition would need to be drawn and is not there; empty where nothing is missing."""
     if condition.decoder == "linear" and not linear:
-        return "the condition linear needs a linear decoder: train one with `havir train --method linear --out DIR`, and name its folder with --linear"
+        return "the condition linear needs a linear decoder: train one with `havir train --method linear`, or name its folder with --linear"
     if condition.pictures == "nearest" and not versatile.sees():
         return "nearest_image embeds the training images, and this generator has no image_encoder; leave it out with --conditions, or use one that has"
     return ""
