@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from havir_explorer.diffuse.model import VersatileDiffusion
 
 _D = Request()
+METHODS = ("havir", "linear")
 
 
 def train(
@@ -31,6 +32,7 @@ def train(
     dataset: DatasetOption = _D.dataset,
     subject: Annotated[str, typer.Option("--subject", help="subj01 and so on; several, with commas between, share one trunk.")] = _D.subject,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the weights. [the cache folder]")] = None,
+    method: Annotated[str, typer.Option("--method", help="havir, or linear: cross-validated ridge regression, the baseline.")] = "havir",
     branch: Annotated[str, typer.Option("--branch", help="structural or semantic: train that one and leave the other in the folder as it is. [both]")] = "",
     size: Annotated[str, typer.Option("--size", help="small, for the teaching world and a CPU, or full, the published widths for a GPU.")] = "small",
     options: Annotated[Path | None, typer.Option("--options", help="TOML or JSON file with what else shapes the training: rates, widths, losses.")] = None,
@@ -68,14 +70,15 @@ def train(
     branches = (one_of("--branch", branch, BOTH),) if branch else BOTH
     source = _Source(dataset, names(subject), generator or _D.generator, captions)
     how = _How(branches, steps, seed, resume, device, tensorboard, _start(start_from, freeze=freeze), sessions)
-    decoders = trained(source, out, how, asked=asked, shape=shape)
+    linear = one_of("--method", method, METHODS) == "linear"
+    decoders = trained_linear(source, out, how, asked) if linear else trained(source, out, how, asked=asked, shape=shape)
     if as_json:
         spent = round(time.perf_counter() - began, 1)
         facts = [_facts(folder, manifest, branches, spent) for folder, manifest in decoders]
         emit(facts[0] if len(facts) == 1 else {"decoders": facts, "wall_seconds": spent})
         return
     for folder, _ in decoders:
-        whole = set(read(folder).branches) == set(BOTH)
+        whole = linear or set(read(folder).branches) == set(BOTH)
         use = f"use it with --decoder {folder}" if whole else f"the other branch is still missing: train it with the same --out and --branch {_other(branch)}"
         console().print(f"wrote {folder}: {use}")
 
@@ -183,6 +186,37 @@ def _positive(option: str, value: int) -> int:
     return value
 
 
+def trained_linear(source: _Source, out: Path | None, how: _How, asked: Asked) -> list[tuple[Path, Manifest]]:
+    """Fit each subject's linear decoder on every image that is not shared; return as :func:`trained`, and raise what that raises.
+
+    Raises
+    ------
+    RequestError
+        An option is given that only HAVIR's training has.
+    """
+    from havir_explorer import cli_train_linear
+    from havir_explorer.decode.linear_fit import LinearOptions
+    from havir_explorer.decode.split import Choice, choose
+    from havir_explorer.diffuse import device
+
+    havirs = (how.steps is not None, len(how.branches) == 1, how.tensorboard, how.start, how.sessions, asked.mixco, asked.pixels)
+    if any(havirs):
+        msg = "--method linear has no steps: it takes --split, --rois, --captions, --seed, --device and --out, and fits both branches; leave the others out"
+        raise RequestError(msg)
+    runs_on, choice = str(device.device(how.device)), asked.choice or Choice()
+    runs_on = runs_on if runs_on.startswith("cuda") else "cpu"  # himalaya's other devices lose precision
+    tree = _tree(source.dataset, source.subjects)
+    for subject in source.subjects:
+        choose(tree.atlas(subject), choice)  # said before anything is encoded
+    folders = _folders(out, tree, source.subjects, "linear")
+    store, _ = _targets(tree, source)
+    options = LinearOptions(choice=choice, caption_target=store.caption_target)
+    return [
+        (folder, cli_train_linear.train(tree, subject, store, folder, options, seed=how.seed, resume=how.resume, device=runs_on))
+        for subject, folder in zip(source.subjects, folders, strict=True)
+    ]
+
+
 def _tree(dataset: str, subjects: tuple[str, ...]) -> Dataset:
     """Open the data set, once it is known that it has the subjects."""
     from havir_explorer.data import open_dataset
@@ -213,13 +247,13 @@ def _targets(tree: Dataset, source: _Source) -> tuple[TargetStore, VersatileDiff
         return encoding.make(work, progress=show), work.encode.model
 
 
-def _folders(out: Path | None, tree: Dataset, subjects: tuple[str, ...]) -> list[Path]:
+def _folders(out: Path | None, tree: Dataset, subjects: tuple[str, ...], method: str = "havir") -> list[Path]:
     """Return each subject's folder for the weights, once it is known that they can be written: ``out`` itself where there is one subject."""
     from havir_explorer import paths
 
     if out is not None and len(subjects) == 1:
         return [_writable(out)]
-    home = out or paths.cache_folder() / "havir" / tree.name
+    home = out or paths.cache_folder() / method / tree.name
     return [_writable(home / subject) for subject in subjects]
 
 
