@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from small_world import SmallEncoder, SmallWorld
 
 from havir_explorer.decode import target_making, target_store
 from havir_explorer.decode.target_store import MANIFEST, TargetStore
-from havir_explorer.decode.targets import Rows, TargetSource, build
+from havir_explorer.decode.targets import Kind, Rows, TargetSource, build
 from havir_explorer.errors import Cancelled, DataInvalid, DataMissing, OutputError, RequestError
 
 FILES = ("shard00000.npy", "shard00001.npy", "shard00002.npy", "shard00003.npy")
@@ -35,6 +36,15 @@ def test_the_store_holds_what_encoding_in_memory_gives(tmp_path: Path) -> None:
     for held, true in zip(TargetStore.open(tmp_path).rows(places), expected.rows(places), strict=True):
         assert held.dtype == np.float16
         np.testing.assert_allclose(held, true, rtol=HALF, atol=1e-7)
+
+
+def test_one_target_alone_is_the_column_of_the_rows(tmp_path: Path) -> None:
+    store, _ = make(tmp_path, IDS)
+    places = np.array([16, 0, 7, 7, 3])
+    for source in (store, build(SmallWorld(), IDS, SmallEncoder())):
+        rows = source.rows(places)
+        for kind in get_args(Kind):
+            np.testing.assert_array_equal(source.column(kind, places), getattr(rows, kind))
 
 
 def test_targets_of_some_pictures_are_read_into_memory(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from havir_explorer.decode.havir import SemanticExtractor, StructuralGenerator, 
 from havir_explorer.decode.manifest import Manifest
 from havir_explorer.decode.mixco import Mixing
 from havir_explorer.decode.options import Options
-from havir_explorer.decode.targets import HeldArray, Rows
+from havir_explorer.decode.targets import Kind
 from havir_explorer.records import Branch
 
 Tensors = tuple[Tensor, ...]
@@ -38,8 +38,9 @@ class Objective(Protocol):
     def module(self, manifest: Manifest) -> nn.Module:
         """Return a module of the manifest's sizes; its parameters are as torch leaves them."""
 
-    def targets(self, rows: Rows) -> tuple[HeldArray, ...]:
-        """Return the targets of this branch, one array a head."""
+    @property
+    def targets(self) -> tuple[Kind, ...]:
+        """Which of a picture's targets it learns, one a head."""
 
     @property
     def mixes(self) -> bool:
@@ -60,6 +61,7 @@ class Structural:
 
     branch: Branch = "structural"
     number, mixes = 1, False
+    targets: tuple[Kind, ...] = ("latents",)
 
     def rate(self, options: Options) -> float:
         """Peak learning rate."""
@@ -68,10 +70,6 @@ class Structural:
     def module(self, manifest: Manifest) -> nn.Module:
         """Return a module of the manifest's sizes."""
         return structural_generator(manifest)
-
-    def targets(self, rows: Rows) -> tuple[HeldArray, ...]:
-        """Return the latents."""
-        return (rows.latents,)
 
     def loss(self, predicted: Tensors, target: Tensors, options: Options, mixing: Mixing | None = None) -> Tensor:
         """Squared errors of the latents and of their edges."""
@@ -90,6 +88,7 @@ class Semantic:
 
     branch: Branch = "semantic"
     number, mixes = 2, True
+    targets: tuple[Kind, ...] = ("image_embeds", "text_embeds")
 
     def rate(self, options: Options) -> float:
         """Peak learning rate."""
@@ -98,10 +97,6 @@ class Semantic:
     def module(self, manifest: Manifest) -> nn.Module:
         """Return a module of the manifest's sizes."""
         return semantic_extractor(manifest)
-
-    def targets(self, rows: Rows) -> tuple[HeldArray, ...]:
-        """Return image and text tokens."""
-        return rows.image_embeds, rows.text_embeds
 
     def loss(self, predicted: Tensors, target: Tensors, options: Options, mixing: Mixing | None = None) -> Tensor:
         """Sum of both heads' token losses."""

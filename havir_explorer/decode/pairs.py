@@ -122,8 +122,8 @@ class Lesson:
 
     def targets(self, subject: int, pictures: Tensor, device: torch.device) -> Tensors:
         """Read the targets of pictures, float32, one tensor a head."""
-        held = self.objective.targets(self.source.rows(self.pairs[subject].rows[pictures.numpy()]))
-        return tuple(torch.from_numpy(values).to(device).float() for values in held)
+        rows = self.pairs[subject].rows[pictures.numpy()]
+        return tuple(torch.from_numpy(self.source.column(kind, rows)).to(device).float() for kind in self.objective.targets)
 
 
 class Learner(nn.Module):

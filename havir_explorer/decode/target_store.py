@@ -7,22 +7,24 @@ A store is a folder of ``store.json`` (the manifest) and ``shard00000.npy``, ``s
     store = TargetStore.open(folder)
     store.nsd_ids, store.shapes, store.generator, store.caption_target, store.image_source
     rows = store.rows(np.array([5, 2, 7]))        # float16, places in nsd_ids; touches these rows of the files alone
+    latents = store.column("latents", np.array([5]))  # these alone, for a branch that learns nothing else
     targets = store.read(np.array([46002, 61882]))  # float32 Targets of these pictures, in memory
 """
 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from havir_explorer.data import storing
-from havir_explorer.decode.targets import CaptionTarget, ImageSource, Rows, Shapes, Targets
+from havir_explorer.decode.targets import CaptionTarget, HeldArray, ImageSource, Kind, Rows, Shapes, Targets
 from havir_explorer.errors import DataInvalid, DataMissing, RequestError
 from havir_explorer.records import IntArray
 
@@ -189,16 +191,18 @@ class TargetStore:
         DataInvalid
             A shard is absent or damaged.
         """
+        return Rows(*(self.column(kind, indices) for kind in get_args(Kind)))
+
+    def column(self, kind: Kind, indices: IntArray) -> HeldArray:
+        """Return one of the three targets at some places of ``nsd_ids``, float16, copied; what else a picture has is not read."""
         places = np.asarray(indices, np.int64)
         shards, rows = self._shard[places].tolist(), self._row[places].tolist()
         order = sorted(range(len(places)), key=lambda to: (shards[to], rows[to]))  # as they lie on disk
         for to in order:
-            _announce(self._records(shards[to]), rows[to])
-        gathered = Rows(*(np.empty((len(places), *shape), np.float16) for shape in self.shapes))
+            _announce(self._records(shards[to]), rows[to], kind)
+        gathered = np.empty((len(places), *getattr(self.shapes, kind)), np.float16)
         for to in order:
-            record = self._records(shards[to])[rows[to]]
-            for name, values in gathered._asdict().items():
-                values[to] = record[name]
+            gathered[to] = self._records(shards[to])[rows[to]][kind]
         return gathered
 
     def read(self, nsd_ids: IntArray) -> Targets:
@@ -280,9 +284,10 @@ def read_shard(folder: Path, manifest: Manifest, number: int) -> Mapped:
     return records
 
 
-def _announce(records: Mapped, row: int) -> None:
-    """Tell the system that a row will be read, so that it fetches many rows from disk side by side; from memory this costs nothing."""
-    size, start = records.dtype.itemsize, records.offset + row * records.dtype.itemsize
+def _announce(records: Mapped, row: int, kind: Kind) -> None:
+    """Tell the system that a target will be read, so that it fetches many rows from disk side by side; from memory this costs nothing."""
+    kinds: Mapping[str, Any] = records.dtype.fields or {}
+    size, start = kinds[kind][0].itemsize, records.offset + row * records.dtype.itemsize + kinds[kind][1]
     first = start // mmap.PAGESIZE * mmap.PAGESIZE
     held: object = records.base
     if isinstance(held, mmap.mmap):

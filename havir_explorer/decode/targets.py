@@ -18,6 +18,8 @@ CaptionTarget = Literal["mean", "first"]
 """How several captions become one text target."""
 ImageSource = Literal["stimulus", "synthesised"]
 """Which picture the image tokens are of: the one the subject saw, or one that the generator drew from the text target alone (HAVIR's first version)."""
+Kind = Literal["latents", "image_embeds", "text_embeds"]
+"""The three targets of a picture."""
 HeldArray = npt.NDArray[np.float16 | np.float32]
 """Targets as they are held: float32 in memory, float16 on disk."""
 _CHUNK = 50
@@ -70,6 +72,9 @@ class TargetSource(Protocol):
     def rows(self, indices: IntArray) -> Rows:
         """Return the targets at some places of ``nsd_ids``, in the order asked for, repeats allowed; int (B,), 0-based."""
 
+    def column(self, kind: Kind, indices: IntArray) -> HeldArray:
+        """Return one of the three targets alone: latents are a sixteenth of what a picture's targets take."""
+
 
 Draw = Callable[[FloatArray, IntArray], UInt8Array]
 """Draws a picture from each text target: called with text tokens (n, n_tokens, width) and nsd_ids (n,), returns uint8 (n, H, W, 3)."""
@@ -107,6 +112,11 @@ class Targets:
     def rows(self, indices: IntArray) -> Rows:
         """Return the targets at some places of ``nsd_ids``, float32, copied."""
         return Rows(self.latents[indices], self.image_embeds[indices], self.text_embeds[indices])
+
+    def column(self, kind: Kind, indices: IntArray) -> HeldArray:
+        """Return one of the three targets at some places of ``nsd_ids``, float32, copied."""
+        column: HeldArray = getattr(self, kind)[indices]
+        return column
 
 
 def build(
