@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -73,6 +74,7 @@ def reader(tested: scoring.TestSet, monkeypatch: pytest.MonkeyPatch) -> Reader:
     reader = Reader(scoring.mean_responses(world, "subj01", tested.nsd_ids), tested.stimuli)
     for module in (drawing, run):
         monkeypatch.setattr(module, "models", lambda request: (world, reader, painter))
+    monkeypatch.setattr(run, "decoder_folder", lambda dataset, subject, named: Path("nowhere"))
     monkeypatch.setattr(drawing, "fitting", lambda model, wanted: wanted)
     monkeypatch.setattr(drawing, "generate", Painter.generate)
     monkeypatch.setattr(drawing, "paint", lambda model, latents: latents.numpy().astype(np.uint8))
@@ -238,6 +240,12 @@ def test_the_linear_baseline_decodes_with_its_own_decoder(reader: Reader, monkey
     found = scoring.evaluate(conditions=("full", "linear"), linear="ridge", settings=BASE).rows.groupby("condition")["PixCorr"].mean()
     assert found["full"] > found["linear"] + 0.3
     assert "linear" in scoring.evaluate(linear="ridge", limit=2).conditions
+
+
+def test_a_linear_decoder_that_is_there_needs_no_name(reader: Reader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "linear" not in scoring.evaluate(limit=2).conditions
+    monkeypatch.setattr(run, "decoder_folder", lambda dataset, subject, named: tmp_path if (subject, named) == ("subj01", "linear") else tmp_path / "no")
+    assert "linear" in scoring.evaluate(limit=2).conditions
 
 
 def test_single_repeats_are_the_first_presentations(tested: scoring.TestSet) -> None:

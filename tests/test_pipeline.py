@@ -119,6 +119,15 @@ def test_a_request_names_its_decoder_by_method_or_by_folder(demo):
     assert pipeline.decoder_folder(demo, "subj02", "mine") == Path("mine")
 
 
+@pytest.mark.parametrize("whose", ["subj01", "subj02"])
+def test_the_shipped_linear_decoder_draws(demo, request_, whose):
+    shared = demo.trials(whose)
+    trial = int(shared.index[shared["shared"]][0])
+    result = pipeline.run(replace(request_, subject=whose, trial=trial, decoder="linear", settings=Settings(strength=0)))
+    assert (result.kind, result.trained_on) == ("decoded", False)
+    assert {score.name: score.value for score in result.scores}["PixCorr"] > 0.5
+
+
 def test_a_data_set_of_ones_own_has_its_decoders_in_the_cache_folder(own_cache):
     from small_world import SmallWorld
 
