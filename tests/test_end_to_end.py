@@ -14,6 +14,7 @@ from havir_explorer.data import open_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 CAPTIONS = "nsddata_stimuli/captions.json"
+CONDITIONS = "full,structure_only,semantic_only,wrong_trial,no_brain"
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_six_commands_from_the_bucket_to_the_app(havir, bucket, demo, tmp_path, 
     assert made["pictures"] == made["encoded"] == table["nsd_id"].nunique()
     trained = havir("train", *who, "--captions", "first", "--out", decoder)
     assert trained["training_images"] + trained["held_out_images"] == table.loc[~table["shared"], "nsd_id"].nunique()
-    found = havir("evaluate", *who, "--decoder", decoder, "--conditions", "full,structure_only,semantic_only,wrong_trial,no_brain")["conditions"]
+    found = havir("evaluate", *who, "--decoder", decoder, "--conditions", CONDITIONS, "--protocol", "own")["conditions"]
     for metric in ("PixCorr", "SSIM", "CLIP", "CLIP-cos"):
         for control in ("wrong_trial", "no_brain"):
             assert found["full"][metric]["ci95"][0] > found[control][metric]["ci95"][1], (metric, control, found)
