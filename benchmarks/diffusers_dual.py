@@ -65,15 +65,17 @@ def set_mix(unet: Any, mix: float) -> None:  # noqa: ANN401 - diffusers is not t
 
 
 def pipeline(model: VersatileDiffusion) -> DualGuided:
-    """Return diffusers' pipeline over a model's parts."""
-    parts = {"image_encoder": model.image_encoder, "text_encoder": model.text_encoder, "tokenizer": model.tokenizer}
+    """Return diffusers' pipeline over a model's parts, the towers read: it runs where the first of its parts lies."""
+    (image_encoder, image_processor), (text_encoder, tokenizer) = model.clip("image_encoder"), model.clip("text_encoder")
     found = DualGuided(
-        image_feature_extractor=model.image_processor,
+        image_encoder=image_encoder,
+        image_feature_extractor=image_processor,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
         image_unet=dual_unet(model.unet),
         text_unet=None,
         vae=model.vae,
         scheduler=DDIMScheduler.from_config(model.scheduler_config),
-        **parts,
     )
     found.set_progress_bar_config(disable=True)
     return found

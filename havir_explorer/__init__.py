@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from havir_explorer.app import Explorer
+    from havir_explorer.batch import run_many
     from havir_explorer.data import open_dataset
     from havir_explorer.errors import HavirError
     from havir_explorer.pipeline import run
     from havir_explorer.records import Mask, Reconstruction, Request, Settings
 
 __version__ = "0.1.0"
-__all__ = ["Explorer", "HavirError", "Mask", "Reconstruction", "Request", "Settings", "open_dataset", "run"]
+__all__ = ["Explorer", "HavirError", "Mask", "Reconstruction", "Request", "Settings", "open_dataset", "run", "run_many"]
 
 _HOMES = {
     "Explorer": "app",
@@ -28,6 +29,7 @@ _HOMES = {
     "Settings": "records",
     "open_dataset": "data",
     "run": "pipeline",
+    "run_many": "batch",
 }
 
 

@@ -101,7 +101,7 @@ def reconstruct(
     strength: Annotated[float | None, typer.Option("--strength", help=f"0 decoded latents only, 1 pure noise. [{_D.settings.strength}]")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help=f"Classifier-free guidance scale. [{_D.settings.guidance}]")] = None,
     mix: Annotated[float | None, typer.Option("--mix", help=f"0 image embedding only, 1 text embedding only. [{_D.settings.mix}]")] = None,
-    scheduler: Annotated[str | None, typer.Option("--scheduler", help=f"ddim, unipc or dpmsolver++. [{_D.settings.scheduler}]")] = None,
+    scheduler: Annotated[str | None, typer.Option("--scheduler", help=f"ddim, unipc, dpmsolver++ or karras. [{_D.settings.scheduler}]")] = None,
     guidance_start: Annotated[float | None, typer.Option("--guidance-start", help="Guide from this fraction of the steps. [0]")] = None,
     guidance_stop: Annotated[float | None, typer.Option("--guidance-stop", help="Guide up to this fraction of the steps. [1]")] = None,
     convention: Annotated[str | None, typer.Option("--convention", help="Whose habits: havir, brain-diffuser or mindeye. [havir]")] = None,

@@ -211,3 +211,33 @@ def test_noise_and_unconditional_embeddings_can_be_given(tiny):
     assert torch.allclose(generate(tiny, decoded, settings, unconditional=for_each).latents, usual, atol=1e-5)
     other = Unconditional(empty.image + 1, empty.text)
     assert not torch.allclose(generate(tiny, decoded, settings, unconditional=other).latents, usual, atol=1e-3)
+
+
+@pytest.mark.parametrize("strength", [0.6, 0.75, 1.0])
+def test_karras_starts_where_the_strength_says_and_falls_to_the_end(tiny, strength):
+    plan, even = (schedule(SCHEDULER, Settings(steps=20, strength=strength, scheduler=name)) for name in ("karras", "dpmsolver++"))
+    assert len(plan.times) == len(even.times) == 20 * strength
+    assert plan.times[0] == pytest.approx(999 * strength, abs=1)
+    assert plan.alpha_bar == pytest.approx(even.alpha_bar, abs=2e-3)
+    noise = plan.solver.sigmas.double().numpy()[plan.first :]
+    assert noise[-1] == pytest.approx(float(DDIMScheduler.from_config(SCHEDULER).alphas_cumprod[0] ** -1 - 1) ** 0.5, rel=1e-4)
+    assert np.ptp(np.diff(noise[:-1] ** (1 / 7))) < 0.02  # even in the seventh root, up to whole times
+    assert torch.isfinite(generate(tiny, conditions(tiny, 1), [Settings(steps=20, strength=strength, scheduler="karras")]).latents).all()
+
+
+def test_karras_follows_a_known_flow_with_fewer_steps_than_ddim():
+    """Of a normal distribution with a spread of 0.2 the best denoiser, and where the flow ends, are known."""
+    table = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod.double()
+
+    def error(scheduler, steps):
+        plan = schedule(SCHEDULER, Settings(steps=steps, strength=1, scheduler=scheduler))
+        sample = torch.ones(1, 4, 2, 2, dtype=torch.float64)
+        for index, time in enumerate(plan.times):
+            signal, noise = table[time], 1 - table[time]
+            sample, _ = plan.step(sample * noise**0.5 / (0.04 * signal + noise), index, sample)
+        left = 1 - table[0]
+        exact = ((0.04 * table[0] + left) / (0.04 * table[999] + 1 - table[999])) ** 0.5
+        return float((sample - exact).abs().max())
+
+    assert error("karras", 10) < 0.5 * error("ddim", 10)
+    assert error("karras", 22) < error("ddim", 50)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
+import numpy as np
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
@@ -15,7 +15,16 @@ from havir_explorer.diffuse.conventions import CONVENTIONS
 from havir_explorer.errors import RequestError
 from havir_explorer.records import Scheduler, Settings
 
-SOLVERS: dict[Scheduler, Any] = {"ddim": DDIMScheduler, "unipc": UniPCMultistepScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
+SOLVERS: dict[Scheduler, Any] = {
+    "ddim": DDIMScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+    "karras": DPMSolverMultistepScheduler,
+}
+_LAST = 3
+"""Last time of the Karras schedule: of the thousand times those below it differ so little in noise that a step between them is lost."""
+_RHO = 7
+"""Exponent of the Karras schedule."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,16 +74,36 @@ def schedule(config: Mapping[str, Any], settings: Settings) -> Schedule:
     RequestError
         The solver has fewer times to offer than steps are asked for.
     """
-    solver = SOLVERS[settings.scheduler].from_config(config)
-    solver.set_timesteps(settings.steps)
+    first = settings.steps - min(int(settings.steps * settings.strength), settings.steps)
+    solver = _karras(config, settings.steps, first) if settings.scheduler == "karras" else _even(config, settings)
     times = [int(time) for time in solver.timesteps]
     if any(later >= earlier for earlier, later in pairwise(times)):
         msg = f"the scheduler {settings.scheduler} cannot tell {settings.steps} steps apart; ask for fewer"
         raise RequestError(msg)
-    first = settings.steps - min(int(settings.steps * settings.strength), settings.steps)
     if hasattr(solver, "set_begin_index"):
         solver.set_begin_index(first)
     return Schedule(solver, tuple(times[first:]), first, _alpha_bar(solver.alphas_cumprod, times, first, settings))
+
+
+def _even(config: Mapping[str, Any], settings: Settings) -> Any:  # noqa: ANN401 - diffusers is not typed
+    solver = SOLVERS[settings.scheduler].from_config(config)
+    solver.set_timesteps(settings.steps)
+    return solver
+
+
+def _karras(config: Mapping[str, Any], steps: int, first: int) -> Any:  # noqa: ANN401 - as above
+    """DPM-Solver++ of second order, even in the times before ``first``, from there on the noise levels of Karras et al. 2022 (equation 5).
+
+    So a strength means the noise that it means to the other solvers. The last step ends where DDIM's does, at the table's first time.
+    """
+    solver = SOLVERS["karras"].from_config(config, final_sigmas_type="sigma_min")
+    noise = np.sqrt((1 - solver.alphas_cumprod.double().numpy()) / solver.alphas_cumprod.double().numpy())
+    top = len(noise) - 1
+    even = [round(top * (steps - index) / steps) for index in range(first + 1)]
+    high, low = noise[even[-1]] ** (1 / _RHO), noise[min(_LAST, even[-1])] ** (1 / _RHO)
+    levels = np.linspace(high, low, steps - first) ** _RHO
+    solver.set_timesteps(timesteps=[*even[:-1], *np.interp(levels, noise, np.arange(len(noise))).round().astype(int)])
+    return solver
 
 
 def _alpha_bar(table: Tensor, times: list[int], first: int, settings: Settings) -> float:
@@ -83,4 +112,4 @@ def _alpha_bar(table: Tensor, times: list[int], first: int, settings: Settings) 
     if first == len(times):
         return 1.0
     noised = max(first - CONVENTIONS[settings.convention].lead, 0)
-    return float(table[times[noised]].to(torch.float64))
+    return float(table[times[noised]].double())

@@ -18,7 +18,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name every torch reader knows
 
-from havir_explorer.diffuse.blocks import KeysValues, join, read, residual, timed, transform
+from havir_explorer.diffuse.blocks import KeysValues, join, read, residual, timed
+from havir_explorer.diffuse.flows import Stacked, transform
 from havir_explorer.errors import WeightsInvalid
 
 _PLAIN = {"act_fn": "silu", "mid_block_type": "UNetMidBlock2DCrossAttn", "resnet_time_scale_shift": "default", "attention_type": "default"}
@@ -91,13 +92,22 @@ class DualFlowBlock(nn.Module):
     def __init__(self, image: Transformer2DModel, text: Transformer2DModel) -> None:
         super().__init__()
         self.image, self.text = image, text
+        self._settled: Stacked | None = None
 
     def forward(self, hidden: Tensor, image: list[KeysValues] | None, text: list[KeysValues] | None, mix: Tensor | None) -> Tensor:
         """Return the mixed block output, (B, C, h, w), of as many rows as the conditions have; a flow without keys and values is not run."""
+        settled = Stacked.of((self.image, self.text)) if self._settled is None or torch.is_grad_enabled() else self._settled
         if text is None or image is None:
-            return transform(self.image, hidden, image or []) if text is None else transform(self.text, hidden, text)
-        by_image = transform(self.image, hidden, image)
-        return torch.lerp(by_image, transform(self.text, hidden, text), 0.5 if mix is None else mix.to(by_image.dtype))
+            return transform(self.image, settled.chosen(int(image is None)), hidden, [image or text or []], None)
+        return transform(self.image, settled, hidden, [image, text], mix)
+
+    def settle(self) -> None:
+        """Lay the weights of both flows side by side in memory, unless they lie so already."""
+        flows = (self.image, self.text)
+        if self._settled is None or not self._settled.shared_by(flows):
+            with torch.no_grad():
+                self._settled = Stacked.of(flows)
+                self._settled.share(flows)
 
 
 class VersatileUNet(nn.Module):
@@ -184,10 +194,13 @@ class VersatileUNet(nn.Module):
         return unet.conv_out(F.silu(unet.conv_norm_out(hidden)))
 
     def settle(self) -> None:
-        """Lay the weights out as convolutions read them fastest (channels last); the second time this does nothing."""
-        if not self.unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last):
-            with torch.inference_mode(False):  # else they could not be trained any more
+        """Lay the weights out as a step reads them fastest: channels last, and both flows side by side; the second time this does nothing."""
+        with torch.inference_mode(False):  # else they could not be trained any more
+            if not self.unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last):
                 self.unet.to(memory_format=torch.channels_last)
+            for module in self._walk():
+                if isinstance(module, DualFlowBlock):
+                    module.settle()
 
     def compile_steps(self, mode: str = "default", backend: str = "inductor") -> None:
         """Have :meth:`denoise` compiled by torch for each shape that it meets; it needs a C++ compiler, or Triton on a GPU.
@@ -197,6 +210,7 @@ class VersatileUNet(nn.Module):
         mode, backend : str
             Of ``torch.compile``; the mode ``"reduce-overhead"`` replays CUDA graphs on a GPU.
         """
+        self.settle()
         self.denoise = torch.compile(self.denoise, mode=mode, backend=backend)  # type: ignore[method-assign]
 
     def _walk(self) -> Iterator[nn.Module]:
