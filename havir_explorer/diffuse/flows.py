@@ -119,7 +119,8 @@ def _mixed(tokens: Tensor, mix: Tensor | None) -> Tensor:
     """Return (flows, rows, n_tokens, width) as (rows, n_tokens, width)."""
     if len(tokens) == 1:
         return tokens[0]
-    return torch.lerp(tokens[0], tokens[1], 0.5 if mix is None else mix[:, :, 0].to(tokens.dtype))
+    share = 0.5 if mix is None else mix[:, :, 0].to(tokens.dtype)
+    return tokens[0] * (1 - share) + tokens[1] * share
 
 
 def _attend_self(layer: Layer, heads: int, tokens: Tensor) -> Tensor:
