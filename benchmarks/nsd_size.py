@@ -1,10 +1,12 @@
 """Readers and the prepared store at the Natural Scenes Dataset's true size, on a synthetic tree of subj01's dimensions.
 
-    python benchmarks/nsd_size.py --sessions 1 [--workers 2] [--nifti] [--targets 1000] [--to FOLDER]
+    python benchmarks/nsd_size.py --sessions 1 [--workers 2] [--nifti] [--targets 1000] [--train structural] [--to FOLDER]
 
 Writes sessions of 81 x 104 x 83 voxels by 750 trials in the chunks NSD's files have (1.05 GB each), or as NIfTI, into a temporary folder, prepares them, and
 prints how long that takes beside a plain sequential read of the same files, from disk and from memory, and how long trials and batches take. With
 --targets it also writes a target store of so many pictures at the published size (0.55 MB each), of random numbers, and prints how long its batches take.
+With --train a branch of the full size, or both, trains on such a store for a few steps: 5 GB of memory for the structural branch, 14 for the semantic one,
+less with --semantic-width.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import h5py
 import nibabel
 import numpy as np
 import pandas as pd
+from nsd_training import training_rows
 from scipy.io import savemat
 
 from havir_explorer.data import betas, preparing
@@ -230,6 +233,10 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--targets", type=int, default=0, help="pictures of a target store to write and read")
+    parser.add_argument("--train", choices=("structural", "semantic", "both"), help="train at the full size for a few steps")
+    parser.add_argument("--steps", type=int, default=8, help="of --train")
+    parser.add_argument("--batch", type=int, default=32, help="of --train")
+    parser.add_argument("--semantic-width", type=int, default=0, help="of --train; 0 is the full one")
     parser.add_argument("--nifti", action="store_true", help="write NIfTI instead of HDF5")
     parser.add_argument("--to", type=Path, help="folder for the temporary tree")
     asked = parser.parse_args()
@@ -239,6 +246,10 @@ def main() -> None:
             show(rows(Path(folder), asked.workers))
         if asked.targets:
             show(target_rows(Path(folder) / "targets", asked.targets))
+        if asked.train:
+            if not asked.targets:
+                write_targets(Path(folder) / "targets", 200)
+            show(training_rows(Path(folder) / "targets", asked.train, asked.steps, asked.batch, asked.semantic_width))
 
 
 def show(measured: Iterator[tuple[str, str]]) -> None:

@@ -1,10 +1,14 @@
-"""A training of a second, for tests of the loop: ``python small_training.py FOLDER STEP…`` runs it again and again, killed at these steps (0: not killed)."""
+"""A training of a second, for tests of the loop: ``python small_training.py FOLDER STEP…`` runs it again and again, killed at these steps (0: not killed).
+
+``share`` instead of steps trains once, as one of the processes that torch's launcher started.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +50,17 @@ def train(folder: Path, last: int) -> None:
     fit_branches(world, "subj01", small_targets(world), folder, steps=STEPS, seed=5, options=OPTIONS, progress=count)
 
 
+def share(folder: Path) -> None:
+    """Train the structural branch without dropout, whose masks depend on how many processes there are."""
+    still = OPTIONS.structural.model_copy(update={"dropout": 0.0, "block_dropout": 0.0})
+    world = SmallWorld()
+    fit_branches(world, "subj01", small_targets(world), folder, branches=("structural",), steps=8, options=replace(OPTIONS, structural=still))
+
+
 if __name__ == "__main__":
+    if sys.argv[2:] == ["share"]:
+        share(Path(sys.argv[1]))
+        sys.exit()
     for last in (int(step) for step in sys.argv[2:]):
         child = os.fork()
         if not child:

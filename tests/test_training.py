@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_training
 import torch
 from safetensors.torch import load_file
 from small_training import OPTIONS, STEPS, small_targets
@@ -268,6 +269,19 @@ def test_a_frozen_trunk_stays(world: SmallWorld, targets: Targets, whole: Path, 
     one = pair(collect(world, "subj01", targets.nsd_ids), parts.spatial, targets, 0.2, 0)
     Run(Lesson(objective, (one,), targets), Learner(module), Plan(OPTIONS, 4, 0, "frozen"), Machine()).loop(tmp_path)
     assert [name for name, value in module.named_parameters() if not torch.equal(value, before[name])] == ["stem.0.weight"]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_a_batch_what_one_learns(tmp_path: Path) -> None:
+    """Each is shown a half of it; their gradients' mean is the whole batch's."""
+    script = str(Path(__file__).with_name("small_training.py"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, str(tmp_path / "two"), "share"]
+    subprocess.run(launcher, check=True, timeout=300, capture_output=True)
+    small_training.share(tmp_path / "one")
+    curves = [[[float(n) for n in line.split(",")] for line in curve(tmp_path / n, "structural").read_text().splitlines()[1:]] for n in ("one", "two")]
+    assert np.allclose(curves[0], curves[1], rtol=1e-4)
+    one, two = (load_file(tmp_path / name / files.WEIGHTS) for name in ("one", "two"))
+    assert all(torch.allclose(one[name].float(), two[name].float(), atol=2e-3) for name in one)
 
 
 def test_the_curve_goes_to_tensorboard_too(world: SmallWorld, targets: Targets, tmp_path: Path) -> None:

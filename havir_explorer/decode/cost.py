@@ -17,8 +17,8 @@ from havir_explorer.errors import OutputError
 from havir_explorer.records import Branch
 
 _FLOAT = 4
-_STATES = 4
-"""Copies of the parameters: weights, gradients and AdamW's two moments in training; weights, the best weights and both moments in a checkpoint."""
+_TRAINING, _SAVED = 5, 4
+"""Copies of the parameters: weights, gradients, AdamW's two moments and what a step of it works in; in a checkpoint weights, best weights and both moments."""
 _TRUNK, _MAPS, _TOKENS = 6, 14, 6
 """What the gradient needs for each value of a trunk's layer, of the upsampler's maps and of the predicted tokens, in float32 values."""
 
@@ -32,7 +32,7 @@ class Cost:
     branch : {'structural', 'semantic'}
     parameters : int
     training_bytes : int
-        On the device: weights, gradients, the optimiser's moments and what a batch's gradient needs.
+        On the device: weights, gradients, the optimiser's moments and work, and what a batch's gradient needs.
     memory_bytes : int
         Of the machine's own memory besides: responses and the best weights so far.
     checkpoint_bytes, weights_bytes : int
@@ -60,8 +60,8 @@ def cost(manifest: Manifest, options: Options, branch: Branch, trials: int) -> C
     parameters = sum(p.numel() for p in module.parameters())
     at_once = options.batch * _FLOAT * (_structural(manifest) if branch == "structural" else _semantic(manifest))
     responses = trials * (manifest.n_spatial if branch == "structural" else manifest.n_semantic) * _FLOAT
-    states = _STATES * _FLOAT * parameters
-    return Cost(branch, parameters, states + at_once, responses + _FLOAT * parameters, states, 2 * parameters)
+    one = _FLOAT * parameters
+    return Cost(branch, parameters, _TRAINING * one + at_once, responses + one, _SAVED * one, 2 * parameters)
 
 
 def _structural(manifest: Manifest) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, reduce
 from torch import Tensor, nn
 
 from havir_explorer.decode.options import Precision
@@ -80,6 +80,12 @@ class Machine:
         if self.count == 1:
             return value
         return float(broadcast(torch.tensor(value, dtype=torch.float64, device=self.device)))
+
+    def mean(self, value: float) -> float:
+        """Return the mean of all processes' values."""
+        if self.count == 1:
+            return value
+        return float(reduce(torch.tensor(value, dtype=torch.float64, device=self.device), "mean"))
 
     def wait(self) -> None:
         """Wait until every process is here."""

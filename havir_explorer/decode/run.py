@@ -101,7 +101,7 @@ class Run:
         use_generator(learner, self.noise)
         self.module, self.optimiser = machine.prepare(learner, _optimiser(learner, plan.options))
         self.state, self.points = _State(), list[Point]()
-        self.best = self._copy()
+        self.best: dict[str, Tensor] = {}
         self.board: Board | None = None
 
     @property
@@ -241,7 +241,7 @@ class Run:
         state = self.state
         loss = self.machine.agreed(self.held_out_loss())
         since = state.done - (self.points[-1].step if self.points else 0)
-        self.points.append(Point(state.done, state.summed / since, loss, self.optimiser.param_groups[0]["lr"]))
+        self.points.append(Point(state.done, self.machine.mean(state.summed / since), loss, self.optimiser.param_groups[0]["lr"]))
         state.summed = 0.0
         if loss < state.best_loss:
             state.best_loss, state.best_step, self.best = loss, state.done, self._copy()
