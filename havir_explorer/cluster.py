@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -234,11 +235,17 @@ def _local(workers: int, protection: Security | None) -> SpecCluster:
         msg = f"this machine has {len(devices)} GPU{'s' * (len(devices) > 1)} and each worker takes one; ask for that many workers, or set HAVIR_DEVICE=cpu"
         raise RequestError(msg)
     network = {"host": "127.0.0.1", "protocol": "tls://" if protection else "tcp://", "security": protection}
-    options = {**network, "nthreads": 1, "memory_limit": int(MEMORY_LIMIT * _MEMORY / workers), "silence_logs": "CRITICAL", "dashboard": False}
+    memory = int(MEMORY_LIMIT * _MEMORY / workers)
+    options = {**network, "nthreads": 1, "memory_limit": memory, "silence_logs": "CRITICAL", "dashboard": False, "preload": [__name__]}
     cards = [{"CUDA_VISIBLE_DEVICES": card, "HAVIR_DEVICE": "cuda"} for card in devices] or [{}] * workers
     crew = {place: {"cls": Nanny, "options": {**options, "env": cards[place]}} for place in range(workers)}
     scheduler = {"cls": Scheduler, "options": {**network, "dashboard": False, "dashboard_address": "127.0.0.1:0"}}
     return SpecCluster(crew, scheduler, security=protection, silence_logs="CRITICAL")
+
+
+def dask_setup(_worker: object) -> None:
+    """Leave Ctrl-C to the process that started the workers; Dask calls this in each of them as it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _gpus() -> list[str]:

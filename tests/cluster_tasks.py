@@ -13,12 +13,13 @@ from havir_explorer.errors import RequestError
 
 @dataclass(frozen=True)
 class Sum:
-    """Adds 1 to ``number``; ends its worker first, ``deaths`` times over all tries, which ``diary`` counts."""
+    """Adds 1 to ``number``; kills its worker first, ``deaths`` times over all tries, which ``diary`` counts, or interrupts it."""
 
     number: int
     diary: Path
     deaths: int = 0
     seconds: float = 0.0
+    interrupted: bool = False
 
 
 def add(task: Sum) -> tuple[int, int]:
@@ -27,6 +28,8 @@ def add(task: Sum) -> tuple[int, int]:
         tries.write(".")
     if len((task.diary / str(task.number)).read_text()) <= task.deaths:
         os.kill(os.getpid(), signal.SIGKILL)
+    if task.interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
     time.sleep(task.seconds)
     return task.number + 1, os.getpid()
 

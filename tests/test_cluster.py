@@ -46,6 +46,12 @@ def test_a_worker_killed_in_the_middle_costs_no_task_and_doubles_none(tmp_path):
     assert dict(os.environ) == before
 
 
+def test_ctrl_c_is_left_to_the_process_that_started_the_workers(tmp_path):
+    tasks = [Sum(number, tmp_path, interrupted=True) for number in range(3)]
+    assert [place for place, _ in done(add, tasks, Where(workers=1))] == [0, 1, 2]
+    assert {(tmp_path / str(n)).read_text() for n in range(3)} == {"."}
+
+
 def test_a_task_that_kills_every_worker_is_given_up_with_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "LOSSES", 1)
     with pytest.raises(ClusterUnavailable, match="2 workers were lost one after another with the same task"):
