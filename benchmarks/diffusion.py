@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from havir_explorer import pipeline as house
 from havir_explorer.batch import run_many
-from havir_explorer.cli_show import quiet
+from havir_explorer.cli.show import quiet
 from havir_explorer.data import open_dataset
 from havir_explorer.diffuse import weights
 from havir_explorer.diffuse.model import VersatileDiffusion

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from havir_explorer.cli_show import quiet
+from havir_explorer.cli.show import quiet
 
 RUNS = 20
 

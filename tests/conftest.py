@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from havir_explorer.cli_show import quiet
+from havir_explorer.cli.show import quiet
 
 quiet()
 os.environ.setdefault("MPLBACKEND", "Agg")

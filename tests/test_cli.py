@@ -14,8 +14,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from havir_explorer import __version__, cli_demo, cli_doctor, cli_notebook, cli_show
+from havir_explorer import __version__
 from havir_explorer.cli import command
+from havir_explorer.cli import demo as cli_demo
+from havir_explorer.cli import doctor as cli_doctor
+from havir_explorer.cli import notebook as cli_notebook
+from havir_explorer.cli import show as cli_show
 from havir_explorer.errors import Cancelled, HavirError, OutputError
 
 

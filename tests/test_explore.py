@@ -7,8 +7,9 @@ import json
 import nbformat
 import pytest
 
-from havir_explorer import cli_explore, paths
+from havir_explorer import paths
 from havir_explorer.cli import command
+from havir_explorer.cli import explore as cli_explore
 
 
 @pytest.fixture

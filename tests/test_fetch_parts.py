@@ -14,7 +14,7 @@ from boto3.s3.transfer import TransferConfig
 from s3_server import BUCKET, Server
 
 from havir_explorer.cli import command
-from havir_explorer.cli_show import numbers
+from havir_explorer.cli.show import numbers
 from havir_explorer.data.design import DESIGN, STIM_INFO
 from havir_explorer.data.fetch import bucket, folder, pictures, transfer, verify
 from havir_explorer.data.fetch.bucket import Bucket, Remote

@@ -16,7 +16,7 @@ import havir_explorer
 
 PACKAGE = Path(havir_explorer.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-LIGHT = ("paths", "records", "errors", "cli", "cli_options", "cli_show")
+LIGHT = ("paths", "records", "errors", "cli")
 HEAVY = ("torch", "diffusers", "transformers", "nilearn", "ipywidgets", "plotly", "matplotlib")
 
 

@@ -12,9 +12,10 @@ import torch
 from small_world import SmallWorld
 from tiny_versatile import tiny_model
 
-from havir_explorer import cli_train, encoding
+from havir_explorer import encoding
 from havir_explorer.cli import command
-from havir_explorer.cli_train_asked import Asked, asked, pixel_edges, shape
+from havir_explorer.cli import train as cli_train
+from havir_explorer.cli.train_asked import Asked, asked, pixel_edges, shape
 from havir_explorer.decode.options import Options
 from havir_explorer.decode.presets import FULL, changed, preset
 from havir_explorer.decode.split import Choice

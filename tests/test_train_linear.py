@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from small_world import TEST, TRAIN, SmallEncoder, SmallWorld
 
-from havir_explorer import cli, cli_train
+from havir_explorer import cli
+from havir_explorer.cli import train as cli_train
 from havir_explorer.decode import decoders
 from havir_explorer.decode.targets import Targets, build
 

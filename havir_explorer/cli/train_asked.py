@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from havir_explorer.cli_show import one_of
+from havir_explorer.cli.show import one_of
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.decode import edges, mixco, split
 from havir_explorer.decode.edges import PixelEdges

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from havir_explorer.cli_show import console, progress_bar
+from havir_explorer.cli.show import console, progress_bar
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.decode.linear_cost import cost
 from havir_explorer.decode.linear_fit import LinearOptions, fit

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from havir_explorer.cli_options import JsonOption
-from havir_explorer.cli_show import console, emit, names, numbers, progress_bar, table
+from havir_explorer.cli.options import JsonOption
+from havir_explorer.cli.show import console, emit, names, numbers, progress_bar, table
 from havir_explorer.errors import Cancelled
 
 if TYPE_CHECKING:

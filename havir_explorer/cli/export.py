@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from havir_explorer.cli_options import DatasetOption, JsonOption, SubjectOption
-from havir_explorer.cli_show import can_write, console, emit, names, numbers, progress_bar, write
+from havir_explorer.cli.options import DatasetOption, JsonOption, SubjectOption
+from havir_explorer.cli.show import can_write, console, emit, names, numbers, progress_bar, write
 
 if TYPE_CHECKING:
     from havir_explorer.data.dataset import Dataset

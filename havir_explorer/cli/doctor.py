@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from havir_explorer import __version__, paths
-from havir_explorer.cli_show import table
+from havir_explorer.cli.show import table
 from havir_explorer.errors import HavirError
 
 State = Literal["fine", "note", "broken"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from havir_explorer.cli_show import can_write, write
+from havir_explorer.cli.show import can_write, write
 
 _CELL: dict[str, object] = {"cell_type": "code", "id": "explorer", "metadata": {}, "execution_count": None, "outputs": []}
 _META: dict[str, object] = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}

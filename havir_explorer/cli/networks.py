@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from havir_explorer.cli_options import JsonOption
-from havir_explorer.cli_show import console, emit, progress_bar, table
+from havir_explorer.cli.options import JsonOption
+from havir_explorer.cli.show import console, emit, progress_bar, table
 
 app = typer.Typer(name="networks", help="The feature networks that scores are computed with.", no_args_is_help=True, rich_markup_mode=None)
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from havir_explorer.cli_cluster import placed
-from havir_explorer.cli_options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
-from havir_explorer.cli_show import can_write, console, emit, names, progress_bar, table, write
+from havir_explorer.cli.cluster import placed
+from havir_explorer.cli.options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
+from havir_explorer.cli.show import can_write, console, emit, names, progress_bar, table, write
 from havir_explorer.cluster import Where
 from havir_explorer.errors import RequestError
 from havir_explorer.records import Repeats, Request

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from havir_explorer.cli_notebook import keep_or_write, serve
-from havir_explorer.cli_options import DatasetOption, JsonOption
-from havir_explorer.cli_show import can_write, console, emit
+from havir_explorer.cli.notebook import keep_or_write, serve
+from havir_explorer.cli.options import DatasetOption, JsonOption
+from havir_explorer.cli.show import can_write, console, emit
 from havir_explorer.errors import RequestError, nearest
 from havir_explorer.records import Request
 

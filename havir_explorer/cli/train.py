@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from havir_explorer.cli_options import DatasetOption, GeneratorOption, JsonOption
-from havir_explorer.cli_show import console, emit, names, one_of, progress_bar
+from havir_explorer.cli.options import DatasetOption, GeneratorOption, JsonOption
+from havir_explorer.cli.show import console, emit, names, one_of, progress_bar
 from havir_explorer.errors import OutputError, RequestError, nearest
 from havir_explorer.records import Branch, Request
 
 if TYPE_CHECKING:
-    from havir_explorer.cli_train_asked import Asked, Shape
+    from havir_explorer.cli.train_asked import Asked, Shape
     from havir_explorer.data.dataset import Dataset
     from havir_explorer.decode.cohort import Start
     from havir_explorer.decode.manifest import Manifest
@@ -60,13 +60,13 @@ def train(
 
     On several GPUs: accelerate launch "$(command -v havir)" train --size full --dataset DIR …
     """
-    from havir_explorer import cli_train_asked
+    from havir_explorer.cli import train_asked
     from havir_explorer.decode.files import read
     from havir_explorer.decode.train import BOTH
 
     began = time.perf_counter()
-    asked = cli_train_asked.asked(mixco=mixco, edges=edges, split_name=split, rois=rois)
-    shape = cli_train_asked.shape(size, options, epochs=epochs, batch=batch, patience=patience, precision=precision)
+    asked = train_asked.asked(mixco=mixco, edges=edges, split_name=split, rois=rois)
+    shape = train_asked.shape(size, options, epochs=epochs, batch=batch, patience=patience, precision=precision)
     branches = (one_of("--branch", branch, BOTH),) if branch else BOTH
     source = _Source(dataset, names(subject), generator or _D.generator, captions)
     how = _How(branches, steps, seed, resume, device, tensorboard, _start(start_from, freeze=freeze), sessions)
@@ -140,7 +140,7 @@ def trained(source: _Source, out: Path | None, how: _How, *, asked: Asked, shape
     OutputError
         The folder cannot be made or written.
     """
-    from havir_explorer import cli_train_asked
+    from havir_explorer.cli import train_asked
     from havir_explorer.decode.cohort import fit_cohort
     from havir_explorer.decode.enrol import Member
     from havir_explorer.decode.machine import main_process_first
@@ -158,7 +158,7 @@ def trained(source: _Source, out: Path | None, how: _How, *, asked: Asked, shape
     options = replace(asked.options(shape.options(store, runs_on)), caption_target=store.caption_target)
     if how.sessions is not None:
         options = replace(options, sessions=_positive("--sessions", how.sessions))
-    edges = cli_train_asked.pixel_edges(tree, model) if options.pixel_edges else None
+    edges = train_asked.pixel_edges(tree, model) if options.pixel_edges else None
     with progress_bar("training") as show:
         manifests = fit_cohort(
             members,
@@ -194,7 +194,7 @@ def trained_linear(source: _Source, out: Path | None, how: _How, asked: Asked) -
     RequestError
         An option is given that only HAVIR's training has.
     """
-    from havir_explorer import cli_train_linear
+    from havir_explorer.cli import train_linear
     from havir_explorer.decode.linear_fit import LinearOptions
     from havir_explorer.decode.split import Choice, choose
     from havir_explorer.diffuse import device
@@ -212,7 +212,7 @@ def trained_linear(source: _Source, out: Path | None, how: _How, asked: Asked) -
     store, _ = _targets(tree, source)
     options = LinearOptions(choice=choice, caption_target=store.caption_target)
     return [
-        (folder, cli_train_linear.train(tree, subject, store, folder, options, seed=how.seed, resume=how.resume, device=runs_on))
+        (folder, train_linear.train(tree, subject, store, folder, options, seed=how.seed, resume=how.resume, device=runs_on))
         for subject, folder in zip(source.subjects, folders, strict=True)
     ]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from havir_explorer import pipeline
-from havir_explorer.cli_show import console, progress_bar, table
+from havir_explorer.cli.show import console, progress_bar, table
 from havir_explorer.errors import HavirError
 from havir_explorer.records import Reconstruction, Request, Step
 from havir_explorer.store import Store

@@ -11,22 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from havir_explorer import (
-    __version__,
-    cli_diffuse,
-    cli_evaluate,
-    cli_explore,
-    cli_export,
-    cli_fetch,
-    cli_networks,
-    cli_prepare,
-    cli_sweep,
-    cli_targets,
-    cli_train,
-    cli_weights,
-)
-from havir_explorer.cli_options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
-from havir_explorer.cli_show import OURS, can_write, console, emit, guarded, names, quiet, write
+from havir_explorer import __version__
+from havir_explorer.cli import diffuse, evaluate, explore, export, fetch, networks, prepare, sweep, targets, train, weights
+from havir_explorer.cli.options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
+from havir_explorer.cli.show import OURS, can_write, console, emit, guarded, names, quiet, write
 from havir_explorer.errors import RequestError, nearest
 from havir_explorer.records import Branch, Request
 
@@ -42,8 +30,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-app.add_typer(cli_weights.app)
-app.add_typer(cli_networks.app)
+app.add_typer(weights.app)
+app.add_typer(networks.app)
 
 _D = Request()  # every default on the command line is the record's own
 _BRANCHES: dict[Branch, str] = {"structural": "Structural Generator", "semantic": "Semantic Extractor"}
@@ -71,16 +59,17 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Build the teaching world if missing and open the first notebook in JupyterLab."""
-    from havir_explorer import cli_demo, cli_notebook
+    from havir_explorer.cli.demo import build, notebook
+    from havir_explorer.cli.notebook import serve
 
-    built = cli_demo.build()
-    notebook = None if build_only else cli_demo.notebook()
+    built = build()
+    file = None if build_only else notebook()
     if as_json:
-        emit({**asdict(built), "notebook": notebook and str(notebook)})
+        emit({**asdict(built), "notebook": file and str(file)})
     else:
         console().print(f"teaching world: {built.folder} ({f'built in {built.seconds:.0f} s' if built.fresh else 'already there'})")
-    if notebook:
-        raise typer.Exit(cli_notebook.serve(notebook, browser=not no_browser))
+    if file:
+        raise typer.Exit(serve(file, browser=not no_browser))
 
 
 @app.command()
@@ -111,7 +100,8 @@ def reconstruct(
     as_json: JsonOption = False,
 ) -> None:
     """Redraw what a subject saw from the brain response to it."""
-    from havir_explorer import cli_reconstruct, store
+    from havir_explorer import store
+    from havir_explorer.cli.reconstruct import as_dict, drawn_or_remembered, remember, show
 
     base = store.read_recipe(recipe) if recipe else Request()
     mask = replace(base.mask, **_given(fill=fill, fill_trial=fill_trial, fill_seed=fill_seed, **_lists(mute=mute, keep=keep)))
@@ -120,14 +110,14 @@ def reconstruct(
     chosen = _given(dataset=dataset, subject=subject, trial=trial, repeats=repeats, generator=generator, decoder=decoder)
     request = replace(base, mask=mask, settings=settings, **chosen)
     store.check_sidecar(can_write(out, ".png"))
-    result, cached = cli_reconstruct.drawn_or_remembered(request, out)
+    result, cached = drawn_or_remembered(request, out)
     store.write_png(result, out)
     if not cached:
-        cli_reconstruct.remember(result)
+        remember(result)
     if as_json:
-        emit(cli_reconstruct.as_dict(result, out, cached=cached))
+        emit(as_dict(result, out, cached=cached))
     else:
-        cli_reconstruct.show(result, out, cached=cached)
+        show(result, out, cached=cached)
 
 
 def _given(**options: Any) -> dict[str, Any]:  # noqa: ANN401 - each value has its option's type
@@ -139,11 +129,11 @@ def _lists(**options: str | None) -> dict[str, tuple[str, ...] | None]:
     return {name: None if text is None else names(text) for name, text in options.items()}
 
 
-app.command()(cli_diffuse.diffuse)
-app.command()(cli_evaluate.evaluate)
+app.command()(diffuse.diffuse)
+app.command()(evaluate.evaluate)
 
 
-app.command()(cli_train.train)
+app.command()(train.train)
 
 
 @app.command("map")
@@ -210,23 +200,23 @@ def _branch(name: str) -> Branch:
 @app.command()
 def doctor(*, as_json: JsonOption = False) -> None:
     """Say what works here, and what to do about what does not."""
-    from havir_explorer import cli_doctor
+    from havir_explorer.cli.doctor import examine, show, usable
 
-    checks = cli_doctor.examine()
+    checks = examine()
     if as_json:
-        emit({"usable": cli_doctor.usable(checks), "checks": [asdict(check) for check in checks]})
+        emit({"usable": usable(checks), "checks": [asdict(check) for check in checks]})
     else:
-        cli_doctor.show(checks)
-    if not cli_doctor.usable(checks):
+        show(checks)
+    if not usable(checks):
         raise typer.Exit(OURS)
 
 
-app.command()(cli_explore.explore)
-app.command()(cli_prepare.prepare)
-app.command()(cli_sweep.sweep)
-app.command()(cli_targets.targets)
-app.add_typer(cli_fetch.app, name="fetch")
-app.add_typer(cli_export.app, name="export")
+app.command()(explore.explore)
+app.command()(prepare.prepare)
+app.command()(sweep.sweep)
+app.command()(targets.targets)
+app.add_typer(fetch.app, name="fetch")
+app.add_typer(export.app, name="export")
 
 
 def command(arguments: Sequence[str]) -> int:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from havir_explorer.cli_options import DatasetOption, JsonOption, SubjectOption
-from havir_explorer.cli_show import console, emit, progress_bar
+from havir_explorer.cli.options import DatasetOption, JsonOption, SubjectOption
+from havir_explorer.cli.show import console, emit, progress_bar
 from havir_explorer.errors import RequestError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 import typer
 from PIL import Image
 
-from havir_explorer.cli_options import JsonOption
-from havir_explorer.cli_show import can_write, console, emit, progress_bar, write
+from havir_explorer.cli.options import JsonOption
+from havir_explorer.cli.show import can_write, console, emit, progress_bar, write
 from havir_explorer.errors import OutputError
 from havir_explorer.records import Convention, FloatArray, Scheduler, Settings, UInt8Array
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from havir_explorer.cli_options import DatasetOption, GeneratorOption, JsonOption
-from havir_explorer.cli_show import console, emit, names, one_of, progress_bar
+from havir_explorer.cli.options import DatasetOption, GeneratorOption, JsonOption
+from havir_explorer.cli.show import console, emit, names, one_of, progress_bar
 from havir_explorer.errors import RequestError, nearest
 from havir_explorer.records import Request
 

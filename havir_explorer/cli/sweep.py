@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from havir_explorer.cli_cluster import placed
-from havir_explorer.cli_options import JsonOption
-from havir_explorer.cli_show import console, emit, names, numbers, progress_bar, table
+from havir_explorer.cli.cluster import placed
+from havir_explorer.cli.options import JsonOption
+from havir_explorer.cli.show import console, emit, names, numbers, progress_bar, table
 from havir_explorer.cluster import Where
 from havir_explorer.errors import Cancelled, HavirError
 from havir_explorer.records import Mask, Request, Settings

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from havir_explorer.cli_options import JsonOption
-from havir_explorer.cli_show import console, emit, progress_bar, table
+from havir_explorer.cli.options import JsonOption
+from havir_explorer.cli.show import console, emit, progress_bar, table
 from havir_explorer.errors import WeightsInvalid
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from havir_explorer.cli_notebook import keep_or_write
-from havir_explorer.cli_show import progress_bar
+from havir_explorer.cli.notebook import keep_or_write
+from havir_explorer.cli.show import progress_bar
 
 _NAME = "01_first_look.ipynb"
 _SOURCE = "from havir_explorer import Explorer\n\napp = Explorer()\napp"
