@@ -32,6 +32,8 @@ from havir_explorer.records import FloatArray, IntArray, Reconstruction, Request
 LINEAR = "linear"
 """What a request names as its decoder for the linear baseline."""
 OnStep = Callable[[Step], None]
+DISTRACTORS = 100
+"""At most so many of the shared stimuli are what a picture is told apart from: all thousand would take 0.8 GB at the published size."""
 _Shared = tuple[IntArray, UInt8Array, FloatArray | None]
 _LOADING = Lock()  # the app prepares in one thread while its worker runs in another
 _GENERATORS: Loaded[VersatileDiffusion] = Loaded(2)
@@ -200,7 +202,8 @@ def distractors(dataset: Dataset, subject: str, generator: VersatileDiffusion, n
 
 def _shared_stimuli(dataset: Dataset, subject: str, generator: VersatileDiffusion) -> _Shared:
     table = dataset.trials(subject)
-    ids = np.unique(table.loc[table["shared"], "nsd_id"].to_numpy(dtype=np.int64))
+    every = np.unique(table.loc[table["shared"], "nsd_id"].to_numpy(dtype=np.int64))
+    ids = every[np.linspace(0, len(every) - 1, min(len(every), DISTRACTORS)).round().astype(int)]
     pictures = np.concatenate([at_side(dataset.stimuli(some), generator.side) for some in np.array_split(ids, max(1, len(ids) // 10))])
     return ids, pictures, generator.image_features(pictures) if generator.sees() else None
 

@@ -156,3 +156,20 @@ def test_open_clip_says_what_is_wrong(tiny_tower: Path, tmp_path: Path) -> None:
 
 def test_an_open_clip_tower_is_named_with_its_checkpoint(tiny_tower: Path) -> None:
     assert measure.open_clip_tower("tiny-tower", tiny_tower).name == f"OpenCLIP tiny-tower ({tiny_tower.name})"
+
+
+def test_one_picture_is_compared_with_every_stimulus(pictures: UInt8Array, stimuli: UInt8Array) -> None:
+    repeated = np.repeat(pictures[:1], len(stimuli), 0)
+    for compare in (measure.pixcorr, measure.ssim):
+        np.testing.assert_allclose(compare(pictures[:1], stimuli), compare(repeated, stimuli), atol=1e-6)
+
+
+def test_large_pictures_take_their_chance_from_ten_stimuli() -> None:
+    rng = np.random.default_rng(0)
+    others = rng.integers(0, 256, (40, 512, 16, 3), dtype=np.uint8).repeat(32, axis=2)
+    picture, stimulus = others[0], others[1]
+    scores = {score.name: score for score in measure.score(picture, stimulus, lambda p: p[:, ::64, ::64].reshape(len(p), -1).astype(np.float32), others)}
+    assert "chance is the mean over 10 other stimuli" in scores["SSIM"].protocol
+    assert "chance is the mean over 40 other stimuli" in scores["CLIP-cos"].protocol
+    tenth = others[np.linspace(0, 39, 10).round().astype(int)]
+    assert scores["SSIM"].chance == pytest.approx(measure.ssim(picture[None], tenth).mean(), abs=1e-6)

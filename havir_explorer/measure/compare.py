@@ -98,8 +98,9 @@ def correlation_distance(left: FloatArray, right: FloatArray) -> FloatArray:
 
 
 def paired_r(left: FloatArray, right: FloatArray) -> FloatArray:
-    """Return Pearson's r of each pair of rows, float32 (n,) of (n, D); 0 where a row is one flat value."""
-    return _dot(_unit(_centred(left)), _unit(_centred(right)))
+    """Return Pearson's r of each pair of rows, float32 (n,) of (n, D); 0 where a row is one flat value. A single row goes with every other."""
+    one, other = np.broadcast_arrays(_unit(_centred(left)), _unit(_centred(right)))
+    return _dot(one, other)
 
 
 def _dot(left: FloatArray, right: FloatArray) -> FloatArray:

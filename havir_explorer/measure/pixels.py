@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2gray
-from skimage.metrics import structural_similarity
 
 from havir_explorer.errors import RequestError
 from havir_explorer.measure.compare import paired_r
@@ -13,6 +13,12 @@ from havir_explorer.records import FloatArray, UInt8Array
 
 SMALL = 128
 """Pictures up to this side are compared at their own size; larger ones as the field does, at 256 and then 425 pixels."""
+_WINDOW = {"sigma": 1.5, "truncate": 3.5}
+_BORDER = 5
+_C1, _C2 = 0.01**2, 0.03**2
+"""SSIM's Gaussian window of 11 pixels, the border in which it reaches outside, and constants, for a data range of 1."""
+_TOGETHER = 64
+"""Pairs compared at once."""
 
 
 def pixcorr(pictures: UInt8Array, stimuli: UInt8Array) -> FloatArray:
@@ -21,6 +27,7 @@ def pixcorr(pictures: UInt8Array, stimuli: UInt8Array) -> FloatArray:
     Parameters
     ----------
     pictures, stimuli : uint8 (n, H, W, 3)
+        A single picture is compared with every stimulus.
 
     Returns
     -------
@@ -31,7 +38,7 @@ def pixcorr(pictures: UInt8Array, stimuli: UInt8Array) -> FloatArray:
 
 
 def ssim(pictures: UInt8Array, stimuli: UInt8Array) -> FloatArray:
-    """Return the structural similarity of each pair in grey (Wang et al. 2004; scikit-image).
+    """Return the structural similarity of each pair in grey (Wang et al. 2004, equation 13), as scikit-image computes it.
 
     Plain two-dimensional SSIM as MindEye's; Brain-Diffuser's pinned scikit-image averages one-dimensional SSIMs of columns instead, so its
     numbers are higher and do not compare.
@@ -39,7 +46,7 @@ def ssim(pictures: UInt8Array, stimuli: UInt8Array) -> FloatArray:
     Parameters
     ----------
     pictures, stimuli : uint8 (n, H, W, 3)
-        H and W at least 11.
+        H and W at least 11; a single picture is compared with every stimulus.
 
     Returns
     -------
@@ -68,13 +75,28 @@ def column_ssim(left: FloatArray, right: FloatArray) -> FloatArray:
 
 
 def _ssim(left: FloatArray, right: FloatArray, *, columns: bool) -> FloatArray:
-    axis, pairs = -1 if columns else None, zip(rgb2gray(left), rgb2gray(right), strict=True)
-    found = [structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0, channel_axis=axis) for a, b in pairs]
-    return np.array(found, np.float32)
+    one, others = rgb2gray(left), rgb2gray(right)
+    parts = [slice(start, start + _TOGETHER) for start in range(0, len(others), _TOGETHER)]
+    return np.concatenate([_ssim_of_grey(one if len(one) == 1 else one[part], others[part], columns=columns) for part in parts])
+
+
+def _ssim_of_grey(x: FloatArray, y: FloatArray, *, columns: bool) -> FloatArray:
+    """Return SSIM, float32 (n,), of grey pictures (n or 1, H, W) and (n, H, W); ``columns`` are taken one by one."""
+
+    def mean(values: FloatArray) -> FloatArray:
+        over = (1,) if columns else (1, 2)
+        inside: FloatArray = gaussian_filter(values, axes=over, **_WINDOW)[:, _BORDER:-_BORDER]
+        return inside if columns else inside[:, :, _BORDER:-_BORDER]
+
+    mx, my = mean(x), mean(y)
+    vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    similar = (2 * mx * my + _C1) * (2 * vxy + _C2) / ((mx * mx + my * my + _C1) * (vx + vy + _C2))
+    found: FloatArray = similar.mean((1, 2), dtype=np.float64).astype(np.float32)
+    return found
 
 
 def _standard(pictures: UInt8Array, stimuli: UInt8Array) -> tuple[FloatArray, FloatArray]:
-    if pictures.shape != stimuli.shape or pictures.ndim != 4:
+    if pictures.shape[1:] != stimuli.shape[1:] or len(pictures) not in (1, len(stimuli)) or pictures.ndim != 4:
         msg = f"pictures and stimuli must both be (n, H, W, 3) of one shape; got {pictures.shape} and {stimuli.shape}: resize the stimuli to the pictures' size"
         raise RequestError(msg)
     left, right = (np.asarray(values, np.float32) / np.float32(255) for values in (pictures, stimuli))

@@ -6,9 +6,9 @@ import numpy as np
 
 from havir_explorer.errors import RequestError
 from havir_explorer.measure.compare import cosine, two_way_one
-from havir_explorer.measure.pixels import pixcorr, ssim
+from havir_explorer.measure.pixels import SMALL, pixcorr, ssim
 from havir_explorer.measure.protocols import OWN
-from havir_explorer.measure.records import Features
+from havir_explorer.measure.records import Features, Metric
 from havir_explorer.records import FloatArray, Score, UInt8Array
 
 METRICS = {measure.metric.name: measure.metric for measure in OWN.measures}
@@ -49,19 +49,27 @@ def score(
     if not len(others):
         msg = "scores need at least one other test stimulus to measure chance against; got none"
         raise RequestError(msg)
-    repeated = np.broadcast_to(picture, others.shape) if picture.shape == others.shape[1:] else np.repeat(picture[None], len(others), 0)
+    pair, some = stimulus[None], _some(others)
     values = {
-        "PixCorr": (float(pixcorr(picture[None], stimulus[None])[0]), float(pixcorr(repeated, others).mean())),
-        "SSIM": (float(ssim(picture[None], stimulus[None])[0]), float(ssim(repeated, others).mean())),
+        "PixCorr": (float(pixcorr(picture[None], pair)[0]), float(pixcorr(picture[None], some).mean())),
+        "SSIM": (float(ssim(picture[None], pair)[0]), float(ssim(picture[None], some).mean())),
     }
+    counts = dict.fromkeys(values, len(some))
     if features is not None:
         mine, true = features(np.stack((picture, stimulus)))
         theirs = features(others) if other_features is None else other_features
         values["CLIP"] = (two_way_one(mine, true, theirs), 0.5)
         values["CLIP-cos"] = (float(cosine(mine[None], true[None])[0]), float(cosine(np.broadcast_to(mine, theirs.shape), theirs).mean()))
-    against = f"; chance is the mean over {len(others)} other stimuli"
-    return tuple(
-        Score(m.name, values[m.name][0], values[m.name][1], m.higher_is_better, m.protocol + (against if m.chance is None else f" ({len(others)})"))
-        for m in METRICS.values()
-        if m.name in values
-    )
+    counts |= dict.fromkeys(set(values) - set(counts), len(others))
+    return tuple(Score(m.name, *values[m.name], m.higher_is_better, m.protocol + _against(m, counts[m.name])) for m in METRICS.values() if m.name in values)
+
+
+def _some(others: UInt8Array) -> UInt8Array:
+    """Return those of the stimuli whose pixels are compared, evenly spaced: all small ones, and ten of the published size, which take as long."""
+    height, width = others.shape[1:3]
+    count = max(10, round(100 * SMALL**2 / max(height * width, SMALL**2)))
+    return others[np.linspace(0, len(others) - 1, min(count, len(others))).round().astype(int)]
+
+
+def _against(metric: Metric, count: int) -> str:
+    return f"; chance is the mean over {count} other stimuli" if metric.chance is None else f" ({count})"
