@@ -79,6 +79,7 @@ def test_each_gpu_gets_a_worker_of_its_own(tmp_path, monkeypatch):
     assert {card for _, (_, card) in done(setting, tasks, TWO)} == {"2", "GPU-5f3"}
 
 
+@pytest.mark.slow
 def test_what_goes_between_the_processes_is_encrypted_with_the_users_certificates(tmp_path):
     files = write_certificates(tmp_path)
     with connected(Where(workers=1, certificates=files)) as client:

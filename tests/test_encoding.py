@@ -176,6 +176,7 @@ def test_training_uses_the_store_that_is_there(told, tmp_path: Path, monkeypatch
     assert made["images"] == TRAIN
     (folder,) = (tmp_path / "cache" / "targets").glob("*/*")
     assert TargetStore.open(folder).nsd_ids.tolist() == list(range(TRAIN))
+    assert made["image_source"] == "stimulus"
     monkeypatch.setattr(encoding, "encode", lambda *_, **__: pytest.fail("it encoded again"))
     assert told("train", "--out", tmp_path / "second", "--steps", 2)["steps"] == 2
 
@@ -189,6 +190,10 @@ def test_several_subjects_train_one_trunk_and_another_starts_from_it(told, tmp_p
     tuned = told("train", *more, "--out", tmp_path / "tuned", "--steps", 2)
     assert tuned["started_from"] == "subj01 of small, trunk frozen"
     assert ["sessions", "1"] in tuned["hyper_parameters"]
+
+
+def test_training_towards_pictures_synthesised_from_captions_says_so(told, tmp_path: Path) -> None:
+    assert told("train", "--images", "synthesised", "--out", tmp_path / "v1", "--steps", 2)["image_source"] == "synthesised"
 
 
 @pytest.mark.parametrize(

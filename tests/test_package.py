@@ -97,7 +97,7 @@ def test_every_dependency_is_pinned_and_used():
     names = {re.split(r"[<>=!~ \[;]", line)[0].lower().replace("_", "-") for line in metadata.requires("havir_explorer") if "extra ==" not in line}
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in (PACKAGE.parent / "constraints.txt").read_text().splitlines()}
     assert names <= pinned
-    modules = {"open-clip-torch": "open_clip", "scikit-image": "skimage", "pillow": "PIL"}
+    modules = {"open-clip-torch": "open_clip", "scikit-image": "skimage", "pillow": "PIL", "tensorboard": "torch.utils.tensorboard"}
     served = {"anywidget", "ipykernel", "jupyterlab", "torchvision"}  # not imported by name: plotly's figure widget is one; the rest is started or required
     text = "\n".join(p.read_text(encoding="utf-8") for p in MODULES)
     unused = [n for n in sorted(names - served) if not re.search(rf"^\s*(from|import) {modules.get(n, n.replace('-', '_'))}\b", text, re.MULTILINE)]

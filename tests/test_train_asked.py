@@ -67,6 +67,7 @@ def test_the_command_line_hands_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--split", "takagi", "--rois", "V1,EBA,VWFA-2,parietal"), "neither branch of the split 'takagi' reads a voxel of parietal"),
         (("--edges", "sounds"), "--edges takes latents or pixels"),
         (("--subject", "subj01,subj9"), "has no subject 'subj9'; nearest"),
+        (("--images", "dreams"), "--images takes stimulus or synthesised; got 'dreams'"),
         (("--freeze",), "--freeze leaves another subject's trunk as it is, and none was named"),
     ],
 )

@@ -19,6 +19,7 @@ from havir_explorer.decode.targets import Targets, build
 @dataclass(frozen=True, eq=False)
 class Store(Targets):
     caption_target: str = "first"
+    image_source: str = "stimulus"
 
 
 @pytest.fixture

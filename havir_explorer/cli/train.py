@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from havir_explorer.decode.cohort import Start
     from havir_explorer.decode.manifest import Manifest
     from havir_explorer.decode.target_store import TargetStore
+    from havir_explorer.decode.targets import ImageSource
     from havir_explorer.diffuse.model import VersatileDiffusion
 
 _D = Request()
@@ -45,6 +46,7 @@ def train(
     seed: Annotated[int, typer.Option("--seed", help="Of initialisation and batches.")] = 0,
     resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on from the folder's last checkpoint.")] = True,
     captions: Annotated[str | None, typer.Option("--captions", help="Text target: mean or first caption. [mean; first for the teaching world]")] = None,
+    images: Annotated[str, typer.Option("--images", help="Image target: of the stimulus, or synthesised from its captions (HAVIR v1).")] = "stimulus",
     generator: GeneratorOption = None,
     split: Annotated[str | None, typer.Option("--split", help="Voxels of the branches: default, takagi, streams, or all (to both: the control).")] = None,
     rois: Annotated[str | None, typer.Option("--rois", help="Only these ROIs of the split, with commas between: V1,V2,FFA-1.")] = None,
@@ -62,13 +64,14 @@ def train(
     """
     from havir_explorer.cli import train_asked
     from havir_explorer.decode.files import read
+    from havir_explorer.decode.targets import ImageSource
     from havir_explorer.decode.train import BOTH
 
     began = time.perf_counter()
     asked = train_asked.asked(mixco=mixco, edges=edges, split_name=split, rois=rois)
     shape = train_asked.shape(size, options, epochs=epochs, batch=batch, patience=patience, precision=precision)
     branches = (one_of("--branch", branch, BOTH),) if branch else BOTH
-    source = _Source(dataset, names(subject), generator or _D.generator, captions)
+    source = _Source(dataset, names(subject), generator or _D.generator, captions, one_of("--images", images, get_args(ImageSource)))
     how = _How(branches, steps, seed, resume, device, tensorboard, _start(start_from, freeze=freeze), sessions)
     linear = one_of("--method", method, METHODS) == "linear"
     decoders = trained_linear(source, out, how, asked) if linear else trained(source, out, how, asked=asked, shape=shape)
@@ -112,6 +115,7 @@ class _Source:
     subjects: tuple[str, ...]
     generator: str
     captions: str | None
+    images: ImageSource
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ def trained(source: _Source, out: Path | None, how: _How, *, asked: Asked, shape
     members = [Member(tree, subject, folder) for subject, folder in zip(source.subjects, _folders(out, tree, source.subjects), strict=True)]
     with main_process_first(runs_on):
         store, model = _targets(tree, source)
-    options = replace(asked.options(shape.options(store, runs_on)), caption_target=store.caption_target)
+    options = replace(asked.options(shape.options(store, runs_on)), caption_target=store.caption_target, image_source=store.image_source)
     if how.sessions is not None:
         options = replace(options, sessions=_positive("--sessions", how.sessions))
     edges = train_asked.pixel_edges(tree, model) if options.pixel_edges else None
@@ -201,7 +205,7 @@ def trained_linear(source: _Source, out: Path | None, how: _How, asked: Asked) -
 
     havirs = (how.steps is not None, len(how.branches) == 1, how.tensorboard, how.start, how.sessions, asked.mixco, asked.pixels)
     if any(havirs):
-        msg = "--method linear has no steps: it takes --split, --rois, --captions, --seed, --device and --out, and fits both branches; leave the others out"
+        msg = "--method linear has no steps and fits both branches: it takes --split, --rois, --captions, --images, --seed, --device and --out alone"
         raise RequestError(msg)
     runs_on, choice = str(device.device(how.device)), asked.choice or Choice()
     runs_on = runs_on if runs_on.startswith("cuda") else "cpu"  # himalaya's other devices lose precision
@@ -210,7 +214,7 @@ def trained_linear(source: _Source, out: Path | None, how: _How, asked: Asked) -
         choose(tree.atlas(subject), choice)  # said before anything is encoded
     folders = _folders(out, tree, source.subjects, "linear")
     store, _ = _targets(tree, source)
-    options = LinearOptions(choice=choice, caption_target=store.caption_target)
+    options = LinearOptions(choice=choice, caption_target=store.caption_target, image_source=store.image_source)
     return [
         (folder, train_linear.train(tree, subject, store, folder, options, seed=how.seed, resume=how.resume, device=runs_on))
         for subject, folder in zip(source.subjects, folders, strict=True)
@@ -240,7 +244,7 @@ def _targets(tree: Dataset, source: _Source) -> tuple[TargetStore, VersatileDiff
     tables = [tree.trials(subject) for subject in source.subjects]
     seen = np.unique(np.concatenate([table.loc[~table["shared"], "nsd_id"].to_numpy(dtype=np.int64) for table in tables]))
     with progress_bar("looking at targets") as show:
-        work = encoding.prepare(tree, seen, source.generator, captions=rule, progress=show)
+        work = encoding.prepare(tree, seen, source.generator, captions=rule, images=source.images, progress=show)
     if work.plan.todo:
         _notice(str(work))
     with progress_bar("encoding stimuli") as show:

@@ -201,6 +201,7 @@ def _record(plan: Plan, members: Sequence[Member], machine: Machine, source: Par
         seconds=round(time.monotonic() - began, 1),
         device=str(machine.device),
         caption_target=options.caption_target,
+        image_source=options.image_source,
         hyper_parameters=options.listed(),
         started_from=f"{source.manifest.subject} of {source.manifest.dataset}, trunk {'frozen' if start and start.freeze else 'free'}" if source else "",
         trunk_of=tuple(member.subject for member in members) if len(members) > 1 else (),

@@ -44,8 +44,8 @@ class LinearOptions:
         Of the cross-validation over pictures; the repeats of a picture are averaged and never apart.
     repair_latents, repair_tokens : float
         Share of the lost spread that is restored, 0 to 1; Brain-Diffuser restores all of it.
-    caption_target : str
-        How the text targets were made; recorded.
+    caption_target, image_source : str
+        How the text targets were made, and of which picture the image targets are; recorded.
     """
 
     choice: Choice = field(default_factory=Choice)
@@ -55,6 +55,7 @@ class LinearOptions:
     repair_latents: float = 1.0
     repair_tokens: float = 1.0
     caption_target: str = "mean"
+    image_source: str = "stimulus"
 
 
 class Predictable(NamedTuple):
@@ -144,6 +145,7 @@ def fit(
         device=device,
         training_images=len(samples.nsd_ids),
         caption_target=options.caption_target,
+        image_source=options.image_source,
         hyper_parameters=(("components", f"{options.components} at most, where more than {options.worth} is predicted"), ("seed of the folds", str(seed))),
         versions=(*card.versions(), ("himalaya", metadata.version("himalaya"))),
     )

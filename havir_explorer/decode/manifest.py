@@ -72,6 +72,7 @@ class Record(_Frozen):
     best_step_structural: int = 0
     best_step_semantic: int = 0
     caption_target: str = "mean"
+    image_source: str = "stimulus"
     started_from: str = ""
     trunk_of: tuple[str, ...] = ()
     hyper_parameters: tuple[tuple[str, str], ...] = ()

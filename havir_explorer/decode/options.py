@@ -49,8 +49,8 @@ class Options:
         Number format of products and convolutions in training; weights and losses stay float32.
     sessions : int
         Train on the first so many sessions alone; 0 for all. What a new subject needs is counted in sessions (MindEye2).
-    caption_target : str
-        How the text targets were made; recorded.
+    caption_target, image_source : str
+        How the text targets were made, and of which picture the image targets are; recorded.
     choice : Choice
         Which voxels each branch reads.
     mixco : float
@@ -80,6 +80,7 @@ class Options:
     precision: Precision = "no"
     sessions: NonNegativeInt = 0
     caption_target: str = "mean"
+    image_source: str = "stimulus"
     choice: Choice = field(default_factory=Choice)
     mixco: Share = 0.0
 
