@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -190,11 +191,15 @@ def _reached(address: str, protection: Security | None) -> Iterator[Client]:
     """Connect to a scheduler that others started, once its workers are known to run what we run."""
     from distributed import Client
 
+    client, why = None, ""
     try:
         client = Client(address, security=protection, timeout=ANSWER, set_as_default=False)
     except (OSError, ValueError, TypeError, RuntimeError) as fault:
-        msg = f"no Dask scheduler answers at {address} ({_first_line(fault)}); check the address, and the certificates if it asks for them"
-        raise ClusterUnavailable(msg) from fault
+        why = _first_line(fault)
+    if client is None:
+        gc.collect()  # what is left of it ends here: found later, in the thread of another client's loop, it would wait for that loop and stop it
+        msg = f"no Dask scheduler answers at {address} ({why}); check the address, and the certificates if it asks for them"
+        raise ClusterUnavailable(msg)
     with client:
         _same_software(client, address)
         yield client
