@@ -281,7 +281,10 @@ def test_two_processes_learn_from_a_batch_what_one_learns(tmp_path: Path) -> Non
     curves = [[[float(n) for n in line.split(",")] for line in curve(tmp_path / n, "structural").read_text().splitlines()[1:]] for n in ("one", "two")]
     assert np.allclose(curves[0], curves[1], rtol=1e-4)
     one, two = (load_file(tmp_path / name / files.WEIGHTS) for name in ("one", "two"))
-    assert all(torch.allclose(one[name].float(), two[name].float(), atol=2e-3) for name in one)
+    shifts = ("upsample.0.bias", "body.2.bias", "body.5.bias", "past.bias")  # a GroupNorm follows, so their gradient is rounding alone, which Adam magnifies
+    apart = {name: float((one[name].float() - two[name].float()).abs().max()) for name in one if not name.endswith(shifts)}
+    assert len(apart) > len(one) / 2
+    assert max(apart.values()) < 5e-4, apart
 
 
 def test_the_curve_goes_to_tensorboard_too(world: SmallWorld, targets: Targets, tmp_path: Path) -> None:
