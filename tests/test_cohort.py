@@ -21,6 +21,7 @@ from havir_explorer.decode.train import fit_branches
 from havir_explorer.decode.trunk import is_own
 from havir_explorer.errors import RequestError, WeightsInvalid
 
+pytestmark = pytest.mark.slow
 OPTIONS = Options(
     structural=StructuralSizes(width=24, blocks=1, dropout=0.1, block_dropout=0.1, maps=4, channels=8),
     semantic=SemanticSizes(width=24, blocks=1, dropout=0.1, block_dropout=0.1),

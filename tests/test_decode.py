@@ -254,6 +254,7 @@ def test_manifest_refuses_other_subjects_voxels_and_conventions(trained: tuple[H
         manifest.check(world, "subj01")
 
 
+@pytest.mark.slow
 def test_interrupted_training_ends_at_the_same_weights(world: SmallWorld, targets: Targets, tmp_path: Path) -> None:
     def stop(share: float, text: str) -> None:
         if share >= 0.75:

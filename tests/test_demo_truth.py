@@ -88,6 +88,7 @@ def test_ncsnr_estimate_is_the_formula_on_known_numbers():
     assert estimate == pytest.approx([0.5, 1.0], abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_same_subject_is_wired_and_responds_the_same_again(world, truth, plan):
     who = brain.INDIVIDUALS[0]
     wiring = brain.wire(anatomy.anatomy(anatomy.load_cortex(), who.seed, who.scale), who)

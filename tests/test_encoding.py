@@ -192,6 +192,7 @@ def test_several_subjects_train_one_trunk_and_another_starts_from_it(told, tmp_p
     assert ["sessions", "1"] in tuned["hyper_parameters"]
 
 
+@pytest.mark.slow
 def test_training_towards_pictures_synthesised_from_captions_says_so(told, tmp_path: Path) -> None:
     assert told("train", "--images", "synthesised", "--out", tmp_path / "v1", "--steps", 2)["image_source"] == "synthesised"
 

@@ -111,6 +111,7 @@ def test_a_killed_prepare_goes_on_to_the_same_bytes(damaged: Tree) -> None:
     assert content(damaged.root / STORE) == expected
 
 
+@pytest.mark.slow
 def test_several_workers_write_the_same_bytes_and_leave_none_behind_when_killed(damaged: Tree) -> None:
     expected = prepare(damaged)
     first = content(damaged.root / STORE)

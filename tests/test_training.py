@@ -61,6 +61,7 @@ def same(one: Path, other: Path) -> None:
 # stopped and taken up
 
 
+@pytest.mark.slow
 def test_a_training_killed_twice_ends_at_the_same_weights_and_curve(whole: Path, tmp_path: Path) -> None:
     """Processes of their own, at steps drawn afresh each time: the first kill in the structural branch, the second in the semantic one."""
     first, second = random.Random().randint(1, STEPS), random.Random().randint(1, STEPS - 1)

@@ -53,7 +53,10 @@ function shown(el) {
 /* Until the kernel has sent the figure as it stands; an answer that does not come is one that anywidget has dropped. */
 function fresh(model) {
   return new Promise((resolve) => {
-    const late = setTimeout(() => model.send("anew"), 1000 * model.get("patience"));
+    const late = setTimeout(() => {
+      model.off("change:sent", arrived); // an answer that still comes is of a figure about to be closed, and drawn it would speak to no one
+      model.send("anew");
+    }, 1000 * model.get("patience"));
     const arrived = () => {
       clearTimeout(late);
       model.off("change:sent", arrived);
