@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from havir_explorer.cli import command
 from havir_explorer.cli.show import quiet
 
 quiet()
@@ -219,3 +220,17 @@ def own_cache(tmp_path, monkeypatch) -> Path:
 def checkpoint(original, own_cache, tmp_path) -> Path:
     """A copy of the random checkpoint to break."""
     return Path(shutil.copytree(original, tmp_path / "vd"))
+
+
+@pytest.fixture
+def told(capsys):
+    """Run a command that must succeed and return what its ``--json`` printed."""
+
+    def run(*arguments: object) -> dict:
+        capsys.readouterr()
+        code = command([*(str(a) for a in arguments), "--json"])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return json.loads(printed.out)
+
+    return run

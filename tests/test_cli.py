@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,20 +20,6 @@ from havir_explorer.cli import doctor as cli_doctor
 from havir_explorer.cli import notebook as cli_notebook
 from havir_explorer.cli import show as cli_show
 from havir_explorer.errors import Cancelled, HavirError, OutputError
-
-
-@pytest.fixture
-def told(capsys):
-    """Run a command that must succeed and return what its ``--json`` printed."""
-
-    def run(*arguments: object) -> dict:
-        capsys.readouterr()
-        code = command([*(str(a) for a in arguments), "--json"])
-        printed = capsys.readouterr()
-        assert code == 0, printed.err
-        return json.loads(printed.out)
-
-    return run
 
 
 def test_the_installed_command_answers():

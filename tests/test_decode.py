@@ -341,12 +341,3 @@ def test_responses_of_another_width_or_not_finite_are_refused(trained: tuple[Hav
         trained[0].decode(np.zeros((1, SPATIAL + SEMANTIC), np.float32))
     with pytest.raises(RequestError, match="not finite"):
         trained[0].decode(np.full((1, VOXELS), np.nan, np.float32))
-
-
-def test_repair_takes_out_a_length_that_training_did_not_see() -> None:
-    rng = torch.Generator().manual_seed(5)
-    target = torch.randn(500, 3, 2, generator=rng) + 4
-    lengths = torch.rand(500, 1, 1, generator=rng) + 0.5
-    repair = Repair((3, 2), (3, 1), normalise=True).fit([(lengths * target, target, torch.arange(500) < 100)], 1.0)
-    assert torch.allclose(repair(7 * target), repair(target), atol=1e-4)
-    assert float(functional.cosine_similarity(repair(lengths * target).flatten(1), target.flatten(1)).min()) > 0.99

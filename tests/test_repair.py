@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small_world import TEST, TRAIN, SmallEncoder, SmallWorld
+from torch.nn import functional
 
 from havir_explorer.decode.blocks import Repair
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
@@ -81,3 +82,12 @@ def test_no_test_image_enters_weights_or_repair(targets: Targets, tmp_path: Path
     repaired = [name for name in full if "repair" in name and name.endswith("gain")]
     assert len(repaired) == 3
     assert all(not torch.equal(full[name], torch.ones_like(full[name])) for name in repaired[:2])
+
+
+def test_repair_takes_out_a_length_that_training_did_not_see() -> None:
+    rng = torch.Generator().manual_seed(5)
+    target = torch.randn(500, 3, 2, generator=rng) + 4
+    lengths = torch.rand(500, 1, 1, generator=rng) + 0.5
+    repair = Repair((3, 2), (3, 1), normalise=True).fit([(lengths * target, target, torch.arange(500) < 100)], 1.0)
+    assert torch.allclose(repair(7 * target), repair(target), atol=1e-4)
+    assert float(functional.cosine_similarity(repair(lengths * target).flatten(1), target.flatten(1)).min()) > 0.99
