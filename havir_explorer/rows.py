@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import pandas as pd
 import pyarrow as pa
 from pyarrow import dataset as sets
 from pyarrow import parquet
 
 from havir_explorer import store
+from havir_explorer.claim import claimed
 from havir_explorer.errors import DataInvalid, OutputError
 from havir_explorer.records import Score
 
@@ -136,19 +136,13 @@ def alone(folder: Path) -> Iterator[None]:
     OutputError
         It cannot be written, or another sweep is writing it.
     """
-    claim = filelock.FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        claim.acquire(timeout=0)
-    except filelock.Timeout as taken:
-        msg = f"another sweep is writing {folder}; wait for it to end, or choose another folder"
-        raise OutputError(msg) from taken
     except OSError as fault:
         msg = f"cannot write a sweep to {folder}: {fault.strerror or fault}; give another folder with --out"
         raise OutputError(msg) from fault
-    try:
+    taken = f"another sweep is writing {folder}; wait for it to end, or choose another folder"
+    with claimed(folder / ".lock", taken, "give another folder with --out"):
         for leftover in (folder / ROWS).glob("*/.*.part"):
             leftover.unlink(missing_ok=True)
         yield
-    finally:
-        claim.release()

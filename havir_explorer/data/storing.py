@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from havir_explorer.claim import claimed
 from havir_explorer.data import files
 from havir_explorer.errors import OutputError
 
@@ -47,7 +48,10 @@ def save_record(file: Path, record: BaseModel, store: str) -> None:
     """Write a record as JSON; parameters and errors as :func:`save`."""
     part = file.with_name(f"{file.name}.part")
     try:
-        part.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        with part.open("w", encoding="utf-8") as stream:
+            stream.write(record.model_dump_json(indent=1) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
         part.replace(file)
     except OSError as error:
         msg = f"the {store} cannot be written: {file.parent} ({error.strerror or error}); {AGAIN}"
@@ -80,17 +84,8 @@ def alone(place: Path, command: str) -> Iterator[None]:
     OutputError
         Another run of ``command`` is writing there, or it cannot be written.
     """
-    try:
-        claim = (place / ".lock").open("w")
-    except OSError as error:
-        msg = f"{place} cannot be written ({error.strerror or error}); {AGAIN}"
-        raise OutputError(msg) from error
-    with claim:
-        try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            msg = f"another {command} is writing {place}; wait for it to end, then run this again if it was stopped"
-            raise OutputError(msg) from error
+    taken = f"another {command} is writing {place}; wait for it to end, then run this again if it was stopped"
+    with claimed(place / ".lock", taken, AGAIN):
         for leftover in place.glob("*.part"):
             leftover.unlink(missing_ok=True)
         yield

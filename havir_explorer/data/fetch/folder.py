@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from havir_explorer.claim import claimed
 from havir_explorer.data.fetch.bucket import Remote
 from havir_explorer.errors import HavirError, OutputError, RequestError
 
@@ -128,17 +128,9 @@ def alone(root: Path) -> Iterator[None]:
     OutputError
         One is at work there.
     """
-    lock = FileLock(root / STATE / "lock", timeout=0)
-    with writing(root):
-        try:
-            lock.acquire()
-        except Timeout as error:
-            msg = f"another fetch is writing to {root}; let it finish, or stop it and run this again"
-            raise OutputError(msg) from error
-    try:
+    taken = f"another fetch is writing to {root}; let it finish, or stop it and run this again"
+    with claimed(root / STATE / "lock", taken, "give another folder with --to"):
         yield
-    finally:
-        lock.release()
 
 
 def check_room(root: Path, needed: int) -> None:
