@@ -53,6 +53,8 @@ def test_usage_errors_return_2(capsys, arguments):
         (Cancelled(), 130, "havir: stopped\n"),
         (KeyboardInterrupt(), 130, "havir: stopped\n"),
         (ZeroDivisionError("by zero"), 1, "havir: unexpected ZeroDivisionError: by zero; this is a bug: run again with HAVIR_DEBUG=1 to see where\n"),
+        (PermissionError(13, "Permission denied", "/data/x"), 2, "havir: Permission denied: /data/x; change its permissions, or ask its owner to\n"),
+        (OSError(28, "No space left on device"), 2, "havir: No space left on device; free some, then run the same command again\n"),
         (SystemExit(3), 3, ""),
         (SystemExit(None), 0, ""),
     ],

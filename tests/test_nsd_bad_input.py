@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import re
 import shutil
@@ -66,7 +67,7 @@ def test_beta_file_gone_after_opening(damaged: Tree, tmp_path: Path) -> None:
 def test_truncated_beta_file(damaged: Tree, tmp_path: Path, kept: int) -> None:
     file = damaged.root / BETAS / "betas_session01.hdf5"
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(DataInvalid, match=r"betas_session01\.hdf5 \([\d,]+ bytes\) is truncated or not HDF5; download"):
+    with pytest.raises(DataInvalid, match=r"betas_session01\.hdf5 \([\d,]+ bytes\) is truncated or of another kind .*; download"):
         damaged.nsd(tmp_path).responses("subj01", np.array([0]))
     assert not list(tmp_path.rglob("*.npy"))
 
@@ -80,11 +81,26 @@ def test_beta_file_of_another_grid(damaged: Tree, tmp_path: Path, shape: tuple[i
 
 
 def test_beta_file_without_permission(pristine: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(*_: object) -> None:
+    def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(h5py, "File", forbidden)
     with pytest.raises(DataInvalid, match=r"betas_session01\.hdf5 may not be read by this user; change its permissions"):
+        pristine.nsd(tmp_path).responses("subj01", np.array([0]))
+
+
+def test_a_lock_on_a_beta_file_keeps_nobody_from_reading(damaged: Tree, tmp_path: Path) -> None:
+    with (damaged.root / BETAS / "betas_session01.hdf5").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # to HDF5 this is what a disk without locks is
+        assert damaged.nsd(tmp_path).responses("subj01", np.array([0])).any()
+
+
+def test_a_machine_at_fault_is_not_taken_for_a_damaged_file(pristine: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(*_: object, **__: object) -> None:
+        raise OSError(24, "unable to open file: errno = 24")
+
+    monkeypatch.setattr(h5py, "File", no_more)
+    with pytest.raises(DataInvalid, match=r"betas_session01\.hdf5 \(Too many open files\); this machine, its disk or its network is at fault, not the file"):
         pristine.nsd(tmp_path).responses("subj01", np.array([0]))
 
 
@@ -130,7 +146,10 @@ def test_damaged_nifti_betas(pristine: Tree, tmp_path: Path, harm: str) -> None:
         file.write_bytes(gzip.compress(bytes(header), 1))
     else:
         save_nifti(file, np.zeros((*GRID[::-1], 750) if harm == "other grid" else (*GRID, 750), np.int16 if harm == "other grid" else np.float32))
-    message = dict.fromkeys(("cut", "flipped"), "cannot be read to its end") | {"short": "it ends in trial 749", "scaled": "scaled by 2.0 and shifted by 1.0"}
+    message = dict.fromkeys(("cut", "flipped"), "is truncated or of another kind") | {
+        "short": "it ends in trial 749",
+        "scaled": "scaled by 2.0 and shifted by 1.0",
+    }
     with pytest.raises(DataInvalid, match=message.get(harm, re.escape("expected int16 (7, 9, 5, 750)"))):
         tree.nsd(tmp_path).responses("subj01", np.array([0]))
     assert not list(tmp_path.glob("*/subj01/*.npy"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -22,6 +23,23 @@ DEBUG = "HAVIR_DEBUG"
 
 FINE, OURS, YOURS, STOPPED = 0, 1, 2, 130
 """Exit codes: done; our fault; the user's input or files; stopped by the user."""
+
+_NO_ACCESS, _NO_ROOM, _DISK = (
+    "change its permissions, or ask its owner to",
+    "free some, then run the same command again",
+    "the disk or the network failed: try again",
+)
+_MACHINE = {
+    errno.EACCES: _NO_ACCESS,
+    errno.EPERM: _NO_ACCESS,
+    errno.EROFS: _NO_ACCESS,
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EIO: _DISK,
+    errno.ESTALE: _DISK,
+    errno.EMFILE: "allow this shell more with: ulimit -n 4096",
+}
+"""What a machine says of itself wherever it happens, and what to do."""
 
 
 def quiet() -> None:
@@ -73,7 +91,9 @@ def guarded(work: Callable[[], int]) -> int:
         return _say("stopped", STOPPED)
     except HavirError as fault:
         return _say(str(fault), YOURS)
-    except Exception as fault:  # noqa: BLE001 - the last line of defence: anything unforeseen is our fault, said in one line
+    except Exception as fault:  # noqa: BLE001 - the last line of defence
+        if isinstance(fault, OSError) and fault.errno in _MACHINE:
+            return _say(f"{os.strerror(fault.errno)}{f': {fault.filename}' if fault.filename else ''}; {_MACHINE[fault.errno]}", YOURS)
         return _say(f"unexpected {type(fault).__name__}: {fault or 'no message'}; this is a bug: run again with {DEBUG}=1 to see where", OURS)
 
 

@@ -155,8 +155,7 @@ def _read_nifti(source: Path, flat_index: IntArray, grid: files.Grid, trials: in
     except files.UNREADABLE as error:
         if isinstance(error, DataInvalid):
             raise
-        msg = f"beta file cannot be read to its end: {source} ({error or type(error).__name__}); it looks truncated, so {_REMEDY}"
-        raise DataInvalid(msg) from error
+        raise DataInvalid(files.unreadable("beta file", source, error, _REMEDY)) from error
 
 
 def _volumes(packed: BinaryIO, start: int, dtype: np.dtype[np.int16], flat_index: IntArray, grid: files.Grid, trials: int) -> Raw:
@@ -201,8 +200,7 @@ def _read_hdf5(source: Path, flat_index: IntArray, grid: files.Grid) -> Raw:
                 return _read_chunks(betas, x, y, z)
             return _read_slices(betas, x, y, z)
         except OSError as error:
-            msg = f"beta file cannot be read to its end: {source} ({error}); {_REMEDY}"
-            raise DataInvalid(msg) from error
+            raise DataInvalid(files.unreadable("beta file", source, error, _REMEDY)) from error
 
 
 def _check(source: Path, dtype: np.dtype[np.int16], shape: tuple[int, ...], expected: tuple[int, ...], axes: str) -> None:

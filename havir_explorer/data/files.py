@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import uuid
 import zlib
 from pathlib import Path
@@ -20,6 +21,27 @@ Grid = tuple[int, int, int]
 
 UNREADABLE = (ImageFileError, OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile)
 """What libraries raise for a file that is cut short or is something else."""
+
+
+def unreadable(what: str, path: Path, error: Exception, todo: str = "download it again") -> str:
+    """Return the sentence about a file that cannot be read: what the system says where it is at fault, else that the file is cut short.
+
+    Parameters
+    ----------
+    what : str
+        What the file is, for the error's sentence.
+    path : Path
+    error : Exception
+        One of ``UNREADABLE``.
+    todo : str
+        What to do about a file that is cut short.
+    """
+    if isinstance(error, PermissionError):
+        return f"{what} cannot be opened: {path} may not be read by this user; change its permissions"
+    if isinstance(error, OSError) and error.errno:
+        return f"{what} cannot be read: {path} ({os.strerror(error.errno)}); this machine, its disk or its network is at fault, not the file: try again"
+    found = f"{path.stat().st_size:,} bytes"
+    return f"{what} cannot be read: {path} ({found}) is truncated or of another kind ({error or type(error).__name__}); {todo}"
 
 
 def require(path: Path, what: str, todo: str) -> Path:
@@ -63,8 +85,7 @@ def volume(path: Path, what: str, grid: Grid | None = None) -> tuple[Array, npt.
         image = nibabel.load(path)
         values, affine = np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
     except UNREADABLE as error:
-        msg = f"{what} cannot be read: {path} ({error or type(error).__name__}); it looks truncated, so download it again"
-        raise DataInvalid(msg) from error
+        raise DataInvalid(unreadable(what, path, error)) from error
     if values.ndim != 3 or (grid is not None and values.shape != grid):
         msg = f"{what} has shape {values.shape}, expected {grid or '(X, Y, Z)'}: {path}; it belongs to another subject or grid"
         raise DataInvalid(msg)
@@ -87,8 +108,7 @@ def vertex_table(path: Path, what: str, columns: int) -> npt.NDArray[np.float64]
     try:
         values = np.asarray(nibabel.load(path).dataobj, dtype=np.float64)  # type: ignore[attr-defined]
     except UNREADABLE as error:
-        msg = f"{what} cannot be read: {path} ({error or type(error).__name__}); it looks truncated, so download it again"
-        raise DataInvalid(msg) from error
+        raise DataInvalid(unreadable(what, path, error)) from error
     if values.size == 0 or values.size % columns or values.shape[0] != values.size // columns:
         msg = f"{what} has shape {values.shape}, expected (vertices, {columns}): {path}"
         raise DataInvalid(msg)
@@ -106,13 +126,9 @@ def hdf5(path: Path, what: str, todo: str, dataset: str) -> tuple[h5py.File, h5p
     """
     require(path, what, todo)
     try:
-        file = h5py.File(path, "r")
-    except PermissionError as error:
-        msg = f"{what} cannot be opened: {path} may not be read by this user; change its permissions"
-        raise DataInvalid(msg) from error
+        file = h5py.File(path, "r", locking=False)  # nobody writes it in place, and network disks may know no locks
     except OSError as error:
-        msg = f"{what} cannot be opened: {path} ({path.stat().st_size:,} bytes) is truncated or not HDF5; {todo}"
-        raise DataInvalid(msg) from error
+        raise DataInvalid(unreadable(what, path, error, todo)) from error
     if not isinstance(file.get(dataset), h5py.Dataset):
         found = ", ".join(sorted(file)) or "nothing"
         file.close()
@@ -142,6 +158,8 @@ def save_array(path: Path, array: Array, what: str = "response cache", todo: str
         try:
             with part.open("xb") as file:
                 np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())  # on the disk before it has its name, or a power cut could leave the name alone
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

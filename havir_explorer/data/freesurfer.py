@@ -61,8 +61,7 @@ def _hemisphere(folder: Path, hemi: str) -> Hemisphere:
     try:
         points, faces = io.read_geometry(path)
     except files.UNREADABLE as error:
-        msg = _unreadable("surface", path, error)
-        raise DataInvalid(msg) from error
+        raise DataInvalid(files.unreadable("surface", path, error, _REMEDY)) from error
     if not len(faces) or faces.max() >= len(points):
         msg = f"surface has faces of {int(faces.max(initial=-1)) + 1} vertices, but {len(points)} of them: {path}; {_REMEDY}"
         raise DataInvalid(msg)
@@ -75,8 +74,7 @@ def _sulcus(path: Path, count: int) -> FloatArray:
     try:
         depth = io.read_morph_data(path)
     except files.UNREADABLE as error:
-        msg = _unreadable("sulcal depth", path, error)
-        raise DataInvalid(msg) from error
+        raise DataInvalid(files.unreadable("sulcal depth", path, error, _REMEDY)) from error
     if depth.shape != (count,):
         msg = f"sulcal depth has shape {depth.shape}, expected ({count},) as the inflated surface: {path}; it is cut short or of another subject, so {_REMEDY}"
         raise DataInvalid(msg)
@@ -88,14 +86,13 @@ def _flat(folder: Path, hemi: str, count: int) -> FloatArray | None:
     path = folder / f"{hemi}.full.flat.patch.3d"
     if not path.is_file():
         return None
-    content = path.read_bytes()
     kind = np.dtype([("vertex", ">i4"), ("xyz", ">f4", 3)])
     try:
+        content = path.read_bytes()
         mark, length = struct.unpack(">ii", content[:8])
         patch = np.frombuffer(content, kind, length, 8)
-    except (struct.error, ValueError) as error:
-        msg = _unreadable("flat patch", path, error)
-        raise DataInvalid(msg) from error
+    except (struct.error, ValueError, OSError) as error:
+        raise DataInvalid(files.unreadable("flat patch", path, error, _REMEDY)) from error
     vertex = np.abs(patch["vertex"].astype(np.int64)) - 1
     if mark != -1 or not len(vertex) or vertex.min() < 0 or vertex.max() >= count:
         msg = f"flat patch names vertices outside the {count} of the inflated surface: {path}; it belongs to another subject"
@@ -103,7 +100,3 @@ def _flat(folder: Path, hemi: str, count: int) -> FloatArray | None:
     flat = np.full((count, 2), np.nan, np.float32)
     flat[vertex] = patch["xyz"][:, :2]
     return flat
-
-
-def _unreadable(what: str, path: Path, error: Exception) -> str:
-    return f"{what} cannot be read: {path} ({error or type(error).__name__}); it looks truncated, so {_REMEDY}"

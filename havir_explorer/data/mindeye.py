@@ -253,7 +253,7 @@ class MindEye:
         path, columns = self._root / MASKS, self._values(subject).shape[1]
         files.require(path, f"masks of {subject}", f"{_REMEDY}, or put NSD's roi and label folders beside it")
         try:
-            with h5py.File(path) as file:
+            with h5py.File(path, locking=False) as file:
                 masks = {name: np.asarray(file[subject][name][:]).astype(np.bool_) for name in file[subject]}
         except (OSError, KeyError, TypeError, AttributeError) as error:
             msg = f"masks of {subject} cannot be read: {path} ({error}); {_REMEDY}"
@@ -281,8 +281,7 @@ def _pictures(images: h5py.Dataset, ids: IntArray, path: Path) -> UInt8Array:
         for i, nsd_id in enumerate(ids.tolist()):
             pictures[i] = np.rint(np.clip(images[nsd_id].astype(np.float32), 0, 1) * 255).transpose(1, 2, 0)
     except OSError as error:
-        msg = f"picture file cannot be read to its end: {path} ({error}); {_REMEDY}"
-        raise DataInvalid(msg) from error
+        raise DataInvalid(files.unreadable("picture file", path, error, _REMEDY)) from error
     return pictures
 
 
@@ -294,5 +293,4 @@ def _mapped(values: h5py.Dataset, path: Path) -> FloatArray:
             return np.asarray(values[:])
         return np.memmap(path, np.float32, "r", at, values.shape)
     except (OSError, ValueError) as error:
-        msg = f"responses cannot be read to their end: {path} ({error}); {_REMEDY}"
-        raise DataInvalid(msg) from error
+        raise DataInvalid(files.unreadable("responses", path, error, _REMEDY)) from error

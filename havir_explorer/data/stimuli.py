@@ -84,8 +84,7 @@ def _pictures(brick: h5py.Dataset, ids: IntArray, path: Path) -> UInt8Array:
         for i, nsd_id in enumerate(ids.tolist()):
             brick.read_direct(pictures, np.s_[nsd_id], np.s_[i])
     except OSError as error:
-        msg = f"stimulus file cannot be read to its end: {path} ({error}); download it again"
-        raise DataInvalid(msg) from error
+        raise DataInvalid(files.unreadable("stimulus file", path, error)) from error
     return pictures
 
 
@@ -106,6 +105,8 @@ def read_captions(root: Path) -> dict[int, tuple[str, ...]]:
         try:
             for entry in json.loads(path.read_text(encoding="utf-8"))["annotations"]:
                 found.setdefault(int(entry["image_id"]), []).append(str(entry["caption"]).strip())
+        except OSError as error:
+            raise DataInvalid(files.unreadable("captions", path, error)) from error
         except (ValueError, KeyError, TypeError) as error:
             msg = f"captions cannot be read: {path} ({type(error).__name__}: {error}); expected COCO's captions format"
             raise DataInvalid(msg) from error
