@@ -8,7 +8,10 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import psutil
@@ -160,6 +163,52 @@ def test_a_damaged_session_without_its_original_cannot_be_rebuilt(damaged: Tree)
         prepare(damaged)
 
 
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_sessions_whose_originals_are_gone_are_not_forgotten_with_the_record(damaged: Tree, harm: str) -> None:
+    prepare(damaged)
+    (damaged.root / BETAS / "betas_session02.hdf5").unlink()
+    record, left = damaged.root / STORE / prepared.RECORD, content(damaged.root / STORE)
+    record.write_text("{") if harm == "cut" else record.unlink()
+    with pytest.raises(DataInvalid, match=r"holds session 2 of subj01 without a store\.json that can be read, and its original is gone, .* put that file back"):
+        prepare(damaged)
+    record.write_bytes(left[prepared.RECORD])
+    assert content(damaged.root / STORE) == left
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(damaged: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("fsync") or fsync(file))
+    monkeypatch.setattr(Path, "replace", lambda part, target: done.append("replace") or replace(part, target))
+    prepare(damaged)
+    assert done == ["fsync", "replace"] * (len(done) // 2)
+    assert len(done) > 10
+
+
+def test_a_worker_that_the_system_ends_is_a_sentence(damaged: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def submit(self, *_: object) -> Future[None]:
+            future: Future[None] = Future()
+            future.set_exception(BrokenProcessPool("ended"))
+            return future
+
+        def shutdown(self, **_: object) -> None:
+            pass
+
+    monkeypatch.setattr(preparing, "ProcessPoolExecutor", Ended)
+    with pytest.raises(OutputError, match="ended from outside, as for lack of memory; run again with fewer --workers: finished sessions stay"):
+        prepare(damaged, workers=2)
+
+
 def test_a_store_of_another_voxel_set_is_refused(damaged: Tree) -> None:
     prepare(damaged)
     save_roi(damaged.root, "floc-words", {(4, 7, 2): 1}, "0 Unknown\n1 OWFA\n")
@@ -225,7 +274,7 @@ def test_no_room_and_no_permission_are_found_before_the_start(damaged: Tree, mon
         preparing.plan(responses, "int16")
     shutil.rmtree(damaged.root / "prepared")
     (damaged.root / "prepared").write_text("a file where the folder should be")
-    with pytest.raises(OutputError, match=r"prepared store cannot be written: .*prepared"):
+    with pytest.raises(OutputError, match=r"prepared store cannot be written: .*prepared.* where you may not, make a folder of your own with links"):
         preparing.plan(responses, "int16")
 
 
@@ -236,8 +285,12 @@ def test_two_runs_do_not_write_one_store(damaged: Tree) -> None:
         with pytest.raises(OutputError, match=r"another havir prepare is writing .*prepared.subj01"):
             preparing.prepare(plan)
 
-    assert list(preparing.prepare(plan, progress=meanwhile).sessions) == [1, 2]
-    assert list(preparing.prepare(plan).sessions) == [1, 2]
+    before = read(damaged)
+    stale = preparing.plan(damaged.nsd(damaged.root / "cache").measured("subj01"), "int16")
+    preparing.delete_originals(plan, preparing.prepare(plan, progress=meanwhile))
+    with pytest.raises(OutputError, match="was written by another run meanwhile; run the same command again"):
+        preparing.prepare(stale)
+    np.testing.assert_array_equal(read(damaged), before, "what the other run had prepared and deleted the originals of")
 
 
 def test_a_full_disk_keeps_what_is_finished(damaged: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,10 @@ STORE = "prepared store"
 Progress = Callable[[float, str], None]
 PROBE = 256
 """Voxel columns read to foretell the time."""
+_WRITABLE = (
+    "it lies in the data set's own folder, so make that writable; where you may not, make a folder of your own with links to "
+    "its nsddata, nsddata_betas and nsddata_stimuli, and give that as --dataset"
+)
 WRITING = 2e8
 """Bytes a second taken for writing and comparing; a guess, reading costs more."""
 
@@ -78,7 +83,7 @@ def plan(responses: scores.SubjectResponses, dtype: Dtype, workers: int = 1) -> 
     each = betas.TRIALS * record.n_voxels * np.dtype(dtype).itemsize + 2 * record.n_voxels * 4
     place = prepared.folder(responses.root, responses.subject, responses.convention.preparation)
     seconds = _foretold(responses, todo, workers) + len(todo) * each / WRITING
-    free = storing.room(place, STORE, "it lies in the data set's own folder, so make that writable")
+    free = storing.room(place, STORE, _WRITABLE)
     made = Plan(replace(responses), record, numbers, todo, len(todo) * each, free, seconds)
     if made.bytes_to_write > made.bytes_free:
         msg = f"the prepared store needs {made.bytes_to_write / 1e9:.1f} GB in {place}, where {made.bytes_free / 1e9:.1f} GB are free; make room first"
@@ -102,16 +107,17 @@ def _begun(responses: scores.SubjectResponses, dtype: Dtype) -> Record:
     try:
         found = prepared.read_record(root, subject, convention.preparation)
     except DataInvalid:
-        return fresh
-    if found is None:
-        return fresh
-    if found.model_copy(update={"sessions": {}, "moments": ""}) == fresh:
+        found = None
+    if found is not None and found.model_copy(update={"sessions": {}, "moments": ""}) == fresh:
         return found
-    lost = [n for n in found.sessions if not betas.path(root, subject, n, convention.preparation).is_file()]
+    held = (int(file.stem.removeprefix("session")) for file in sorted(place.glob("session[0-9][0-9].npy")))
+    lost = [n for n in held if not betas.path(root, subject, n, convention.preparation).is_file()]
     if lost:
+        how = f"prepared as {found.convention}, {found.dtype}, {found.n_voxels} voxels" if found else f"without a {prepared.RECORD} that can be read"
+        else_ = f"open {root}#{fresh.convention}" if found else "put that file back"
         msg = (
-            f"{place} holds session {lost[0]} of {subject} prepared as {found.convention}, {found.dtype}, {found.n_voxels} voxels, and its original is gone, "
-            f"so it cannot be made again as {fresh.convention}, {fresh.dtype}, {fresh.n_voxels} voxels; download it again, or open {root}#{fresh.convention}"
+            f"{place} holds session {lost[0]} of {subject} {how}, and its original is gone, "
+            f"so it cannot be made again as {fresh.convention}, {fresh.dtype}, {fresh.n_voxels} voxels; download it again, or {else_}"
         )
         raise DataInvalid(msg)
     return fresh
@@ -165,7 +171,11 @@ def prepare(made: Plan, *, workers: int = 1, progress: Progress | None = None) -
     OutputError
         The store cannot be written, or another run is writing it.
     """
+    responses, record = made.responses, made.record
     with storing.alone(made.folder, "havir prepare"):
+        if _begun(responses, record.dtype) != record:
+            msg = f"the {STORE} {made.folder} was written by another run meanwhile; run the same command again: what is finished stays"
+            raise OutputError(msg)
         return _prepare(made, workers, progress or _silent)
 
 
@@ -200,6 +210,9 @@ def _sessions(made: Plan, workers: int) -> Iterator[tuple[int, StoredSession]]:
         try:
             for finished in as_completed(running):
                 yield running[finished], finished.result()
+        except BrokenProcessPool as error:
+            msg = "a process that read a session was ended from outside, as for lack of memory; run again with fewer --workers: finished sessions stay"
+            raise OutputError(msg) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
