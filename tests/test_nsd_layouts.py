@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from small_nsd import BETAS, GRID, N_TRIALS, VISUAL, Tree, nifti_tree, save_nifti, save_roi, write_behaviour, write_nifti_betas
 
-from havir_explorer.data import betas, open_dataset
+from havir_explorer.data import betas, open_dataset, scores
 from havir_explorer.data.ceiling import noise_ceiling
 from havir_explorer.data.conventions import CONVENTIONS, PREPARATIONS
 from havir_explorer.data.nsd import NSD
@@ -107,6 +108,16 @@ def test_brain_diffuser_scores_by_the_training_pictures_means(damaged: Tree, tmp
     expected = (raw - means.mean(axis=0)) / np.where(std == 0, np.inf, std)
     np.testing.assert_allclose(nsd.responses("subj01", ALL), expected, atol=2e-5)
     assert np.abs(nsd.responses("subj01", ALL)[:750].mean(axis=0)).max() > 1e-3, "not scored within a session"
+
+
+def test_statistics_over_sessions_take_the_memory_of_one_block() -> None:
+    rng = np.random.default_rng(0)
+    ids, values = rng.permutation(20 * 750).reshape(20, 750), [rng.integers(-9, 9, (750, 64), np.int16) for _ in range(20)]
+    tracemalloc.start()
+    scores.image_moments(values, ids)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * 20 * 750 * 64 * 8, "not one array of all pictures for every session"
 
 
 def test_mindeye2_scores_a_session_by_its_training_trials(damaged: Tree, tmp_path: Path) -> None:
