@@ -22,6 +22,7 @@ from small_nsd import (
     TRANSFORMS,
     Tree,
     save_nifti,
+    save_roi,
     write_behaviour,
 )
 
@@ -50,6 +51,21 @@ def test_roi_file_without_its_ctab(damaged: Tree, tmp_path: Path) -> None:
     (damaged.root / LABEL / "floc-faces.mgz.ctab").unlink()
     with pytest.raises(DataMissing, match=r"name table of ROI file floc-faces \(subj01\) not found: .*floc-faces\.mgz\.ctab; download it"):
         damaged.nsd(tmp_path).atlas("subj01")
+
+
+def test_an_atlas_beside_the_visual_ones_is_left_out_without_its_ctab(damaged: Tree, tmp_path: Path) -> None:
+    voxels = damaged.nsd(tmp_path).geometry("subj01").flat_index
+    save_roi(damaged.root, "MTL", {(6, 8, 4): 1}, None)
+    with pytest.warns(UserWarning, match=r"name table of ROI file MTL \(subj01\) not found: .* meanwhile its regions are left out"):
+        nsd, atlas = damaged.nsd(tmp_path), damaged.nsd(tmp_path).atlas("subj01")
+    assert "MTL" not in atlas.names
+    with pytest.warns(UserWarning, match="left out"):
+        np.testing.assert_array_equal(nsd.geometry("subj01").flat_index, voxels)
+
+
+def test_what_macos_leaves_beside_files_is_no_atlas(damaged: Tree, tmp_path: Path) -> None:
+    (damaged.root / FUNC / "roi" / "._floc-faces.nii.gz").write_bytes(b"resource fork")
+    assert "FFA-1" in damaged.nsd(tmp_path).atlas("subj01").names
 
 
 def test_a_ctab_in_the_templates_folder_is_found(damaged: Tree, tmp_path: Path) -> None:
@@ -195,7 +211,7 @@ def test_truncated_transform_and_stimulus_file(damaged: Tree, tmp_path: Path) ->
         damaged.nsd(tmp_path).surface("subj01")
     brick = damaged.root / BRICK
     brick.write_bytes(brick.read_bytes()[:3000])
-    with pytest.raises(DataInvalid, match=r"nsd_stimuli\.hdf5 \([\d,]+ bytes\) is truncated or not HDF5"):
+    with pytest.raises(DataInvalid, match=r"nsd_stimuli\.hdf5 \([\d,]+ bytes\) is truncated or of another kind"):
         damaged.nsd(tmp_path).stimuli(np.array([0]))
 
 

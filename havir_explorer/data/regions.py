@@ -38,7 +38,7 @@ def read_atlas(root: Path, subject: str) -> tuple[Geometry, Atlas]:
     Raises
     ------
     DataMissing
-        No nsdgeneral, or an ROI file without its ctab.
+        No nsdgeneral, or an ROI file of ``ORDER`` without its ctab; another one without it is left out, with a warning.
     DataInvalid
         A volume is unreadable or of another grid, a ctab is malformed, or no voxel is labelled.
     """
@@ -46,13 +46,14 @@ def read_atlas(root: Path, subject: str) -> tuple[Geometry, Atlas]:
     general = files.require(place / f"{GENERAL}.nii.gz", f"ROI file nsdgeneral of {subject}", "download the subject's func1pt8mm/roi folder")
     first, affine = files.volume(general, "ROI file")
     grid = (first.shape[0], first.shape[1], first.shape[2])
-    volumes = {name: _codes(place / f"{name}.nii.gz", grid) for name in _names(place)}
+    tables = _tables(root, subject, _names(place))
+    volumes = {name: _codes(place / f"{name}.nii.gz", grid) for name in tables}
     flat = np.flatnonzero(np.logical_or.reduce([codes > 0 for name, codes in volumes.items() if name not in PARCELLATIONS]))
     if not len(flat):
         msg = f"no voxel of {subject} is labelled: every ROI file in {place} is empty; download the folder again"
         raise DataInvalid(msg)
     geometry, at = Geometry(flat, grid, affine), np.unravel_index(flat, grid)
-    rois, absent = _rois(root, subject, {name: codes[at] for name, codes in volumes.items()})
+    rois, absent = _rois(subject, tables, {name: codes[at] for name, codes in volumes.items()})
     left, right = (np.logical_or.reduce([_codes(place / f"{side}.{name}.nii.gz", grid)[at] > 0 for name in volumes]) for side in ("lh", "rh"))
     return geometry, Atlas(rois, _right(left, right, geometry, subject), absent)
 
@@ -99,7 +100,7 @@ def _names(folder: Path) -> list[str]:
     """List the atlas files of a roi folder in the order of ``ORDER``."""
     stems = {p.name.removesuffix(".nii.gz") for p in folder.glob("*.nii.gz")}
     rank = {name: i for i, name in enumerate(ORDER)}
-    return sorted((s for s in stems if not s.startswith(("lh.", "rh."))), key=lambda s: (s == GENERAL, rank.get(s, len(rank)), s))
+    return sorted((s for s in stems if not s.startswith(("lh.", "rh.", "."))), key=lambda s: (s == GENERAL, rank.get(s, len(rank)), s))
 
 
 def _codes(path: Path, grid: files.Grid) -> Codes:
@@ -115,6 +116,19 @@ def _codes(path: Path, grid: files.Grid) -> Codes:
     return codes.astype(np.int32)
 
 
+def _tables(root: Path, subject: str, names: list[str]) -> dict[str, dict[int, str]]:
+    """Read the name table of each atlas file; one that is none of ``ORDER`` and has no table is left out, with a warning."""
+    tables = {}
+    for name in names:
+        try:
+            tables[name] = _ctab(root, subject, name)
+        except DataMissing as lack:
+            if name in ORDER:
+                raise
+            warnings.warn(f"{lack}; meanwhile its regions are left out", stacklevel=2)
+    return tables
+
+
 def _ctab(root: Path, subject: str, name: str) -> dict[int, str]:
     """Find and read the name table of an atlas file."""
     label = root / "nsddata" / "freesurfer" / subject / "label" / f"{name}.mgz.ctab"
@@ -127,13 +141,13 @@ def _ctab(root: Path, subject: str, name: str) -> dict[int, str]:
     raise DataMissing(msg)
 
 
-def _rois(root: Path, subject: str, labels: dict[str, Codes]) -> tuple[tuple[Roi, ...], tuple[str, ...]]:
+def _rois(subject: str, tables: dict[str, dict[int, str]], labels: dict[str, Codes]) -> tuple[tuple[Roi, ...], tuple[str, ...]]:
     """Name the regions that have a voxel, and those that have none; no name is used for two files."""
     rois: list[Roi] = []
     absent: list[str] = []
     taken: set[str] = set()
     for file, codes in labels.items():
-        table = _ctab(root, subject, file)
+        table = tables[file]
         unnamed = sorted(set(np.unique(codes[codes > 0]).tolist()) - set(table))
         if unnamed:
             msg = f"ROI file {file} of {subject} holds code {unnamed[0]}, which its name table does not name; the two are of different releases"
