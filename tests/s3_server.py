@@ -22,7 +22,7 @@ class Server:
     """moto's S3 behind a wire.
 
     ``sent`` counts the bytes of objects that went over the wire, by key. ``budget`` is how many more may pass before every connection breaks off;
-    ``damaged`` are keys whose bytes arrive wrong; ``delay`` is how long each answer takes.
+    ``damaged`` are keys whose bytes arrive wrong; ``delay`` is how long each answer takes; ``unlisted`` denies lists of what there is.
     """
 
     def __init__(self) -> None:
@@ -42,11 +42,15 @@ class Server:
         self.budget: int | None = None
         self.damaged: tuple[str, ...] = ()
         self.delay = 0.0
+        self.unlisted = False
 
     def stop(self) -> None:
         self._server.shutdown()
 
     def _wire(self, environ, start_response):
+        if self.unlisted and "list-type" in environ["QUERY_STRING"]:
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
         answer = self._moto(environ, start_response)
         key = environ["PATH_INFO"].removeprefix(f"/{BUCKET}/")
         if environ["REQUEST_METHOD"] != "GET" or environ["QUERY_STRING"]:

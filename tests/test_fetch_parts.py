@@ -54,7 +54,7 @@ def test_the_plan_names_the_keys_of_the_bucket():
     assert len(rois) == 39  # as many as the bucket holds
     assert all(sum(one.family == f"{atlas} of subj03" for one in wanted) == 4 for atlas in ATLASES)
     assert "nsddata/freesurfer/subj03/label/floc-faces.mgz.ctab" in keys
-    assert {f"nsddata/freesurfer/{who}/surf/rh.inflated" for who in ("subj03", "fsaverage")} <= set(keys)
+    assert {f"nsddata/freesurfer/{who}/surf/rh.{name}" for who in ("subj03", "fsaverage") for name in ("inflated", "full.flat.patch.3d")} <= set(keys)
 
 
 def test_the_plan_of_a_smaller_order():

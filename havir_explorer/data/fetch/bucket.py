@@ -101,7 +101,7 @@ class Bucket:
 
     def _folder(self, folder: str) -> list[Remote]:
         try:
-            with self._speaking(folder or "its root"):
+            with self._speaking(f"the list of {folder or 'its root'}, which tells sizes and checksums"):
                 entries = self._files.ls(f"{BUCKET}/{folder}".rstrip("/"), detail=True)
         except DataMissing:
             return []

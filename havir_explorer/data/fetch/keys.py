@@ -196,4 +196,5 @@ def _betas(subject: str, order: Order) -> str:
 
 def _surfaces(subject: str) -> list[Wanted]:
     folder = f"nsddata/freesurfer/{subject}/surf"
-    return [Wanted(f"{folder}/{side}.{name}", "surfaces", optional=True) for side in ("lh", "rh") for name in ("inflated", "sulc", "white", "pial")]
+    names = ("inflated", "sulc", "white", "pial", "full.flat.patch.3d")
+    return [Wanted(f"{folder}/{side}.{name}", "surfaces", optional=True) for side in ("lh", "rh") for name in names]

@@ -6,7 +6,6 @@ chunked file of the full shape. Its data set ``present`` says which pictures it 
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -72,7 +71,7 @@ def wanted(root: Path, order: Order) -> IntArray:
 def lacking(file: Path, remote: Remote, ids: IntArray) -> IntArray:
     """Return those of ``ids`` that a local brick does not hold; pictures of another release of the brick do not count."""
     try:
-        with h5py.File(file, "r") as content:
+        with h5py.File(file, "r", locking=False) as content:
             if PRESENT not in content:
                 return ids if IMAGES not in content else ids[ids >= len(content[IMAGES])]
             held: IntArray = np.flatnonzero(content[PRESENT][()])
@@ -149,10 +148,10 @@ def assemble(part: Path, plan: Layout, remote: Remote, target: Path) -> None:
     OutputError
         The disk is full or cannot be written.
     """
-    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    fresh = target.with_name(f".{target.name}.part")  # one fetch at a time is here: what a killed one left is written over
     try:
         with writing(target):
-            with h5py.File(fresh, "w") as file:
+            with h5py.File(fresh, "w", locking=False) as file:
                 space, kind = h5py.h5s.create_simple(plan.shape), h5py.h5t.NATIVE_UINT8
                 brick = h5py.h5d.create(file.id, IMAGES.encode(), kind, space, plan.properties)
                 present = file.create_dataset(PRESENT, plan.shape[:1], np.uint8, chunks=True, compression="gzip")
@@ -177,7 +176,7 @@ def _copy(old: Path, remote: Remote, brick: h5py.h5d.DatasetID, present: UInt8Ar
     """Copy the chunks of an earlier local brick of the same release, and return which pictures those are."""
     if not old.is_file():
         return present
-    with h5py.File(old, "r") as file:
+    with h5py.File(old, "r", locking=False) as file:
         if PRESENT not in file or file[PRESENT].attrs.get(_SOURCE) != remote.etag:
             return present
         source: list[Corner] = []
@@ -190,7 +189,7 @@ def _copy(old: Path, remote: Remote, brick: h5py.h5d.DatasetID, present: UInt8Ar
 
 
 def _compare(file: Path, plan: Layout, remote: Remote) -> None:
-    with h5py.File(file, "r") as content:
+    with h5py.File(file, "r", locking=False) as content:
         first = content[IMAGES][int(plan.ids[0])]
     if not np.array_equal(first, plan.sample):
         msg = f"picture {plan.ids[0]} of {remote.key} is not what the bucket shows: its HDF5 layout is not understood; fetch the whole brick with --images all"
