@@ -162,6 +162,11 @@ def test_targets_average_captions_or_take_the_first(world: SmallWorld) -> None:
     assert np.all(build(world, ids, SmallEncoder(), captions="first").text_embeds == 2)
 
 
+def test_targets_average_five_captions_at_most(world: SmallWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "captions", lambda nsd_id: ("", "a", "a b", "a b c", "a b c d", "a b c d e", "many words more than the five before it have"))
+    assert np.all(build(world, np.array([4]), SmallEncoder()).text_embeds == 3)
+
+
 def test_targets_without_captions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     world = SmallWorld()
     monkeypatch.setattr(world, "captions", lambda nsd_id: ())

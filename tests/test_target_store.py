@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import psutil
 import pytest
 from small_targets import BATCH, BLANK, IDS, SHARD, Counting, content, make, plan
 from small_world import SmallEncoder, SmallWorld
@@ -64,6 +65,15 @@ def test_only_the_files_asked_for_are_read(tmp_path: Path, monkeypatch: pytest.M
     for places in ([6, 5], [9, 16, 7]):
         store.rows(np.array(places))
     assert opened == [1, 3]
+
+
+def test_few_files_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, IDS)
+    monkeypatch.setattr(target_store, "OPEN", 2)
+    store, expected = TargetStore.open(tmp_path), build(SmallWorld(), IDS, SmallEncoder())
+    places = np.array([16, 0, 7, 11, 3, 16])
+    np.testing.assert_allclose(store.rows(places).latents, expected.rows(places).latents, rtol=HALF, atol=1e-7)
+    assert len([file for file in psutil.Process().open_files() if file.path.startswith(str(tmp_path))]) == 2
 
 
 def test_a_store_crosses_to_another_process_as_its_place(tmp_path: Path) -> None:
@@ -187,7 +197,7 @@ def test_another_number_format_of_the_same_generator_is_the_same(tmp_path: Path)
 def test_missing_captions_are_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = SmallWorld()
     monkeypatch.setattr(world, "captions", lambda nsd_id: ("", " ") if nsd_id in {8, 19} else ("one",))
-    with pytest.raises(DataMissing, match=r"picture 8 \(and 1 more\) of small has no caption under small; .* add the captions file"):
+    with pytest.raises(DataMissing, match=r"picture 8 \(and 1 more\) of small has no caption under small; .* put COCO's captions_train2017"):
         plan(tmp_path, IDS, world)
 
 

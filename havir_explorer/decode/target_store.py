@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,6 +29,8 @@ from havir_explorer.errors import DataInvalid, DataMissing, RequestError
 from havir_explorer.records import IntArray
 
 MANIFEST = "store.json"
+OPEN = 64
+"""Shards kept open: a store of all pictures has 571, and macOS lets a process open 256 files."""
 AGAIN = "make it again with: havir targets"
 Records = npt.NDArray[np.void]
 Mapped = np.memmap[Any, np.dtype[np.void]]
@@ -128,7 +130,7 @@ class TargetStore:
         sizes = [len(shard.nsd_ids) for shard in manifest.shards.values()]
         self._shard = np.repeat(np.array(list(manifest.shards), np.int64), sizes)[order]
         self._row = np.concatenate([np.empty(0, np.int64), *(np.arange(size) for size in sizes)])[order]
-        self._open: dict[int, Mapped] = {}
+        self._records = lru_cache(OPEN)(partial(read_shard, folder, manifest))
 
     @classmethod
     def open(cls, folder: Path) -> TargetStore:
@@ -198,11 +200,14 @@ class TargetStore:
         places = np.asarray(indices, np.int64)
         shards, rows = self._shard[places].tolist(), self._row[places].tolist()
         order = sorted(range(len(places)), key=lambda to: (shards[to], rows[to]))  # as they lie on disk
-        for to in order:
-            _announce(self._records(shards[to]), rows[to], kind)
         gathered = np.empty((len(places), *getattr(self.shapes, kind)), np.float16)
-        for to in order:
-            gathered[to] = self._records(shards[to])[rows[to]][kind]
+        for start in range(0, len(order), OPEN):
+            some = order[start : start + OPEN]
+            held = [self._records(shards[to]) for to in some]
+            for to, records in zip(some, held, strict=True):
+                _announce(records, rows[to], kind)
+            for to, records in zip(some, held, strict=True):
+                gathered[to] = records[rows[to]][kind]
         return gathered
 
     def read(self, nsd_ids: IntArray) -> Targets:
@@ -226,11 +231,6 @@ class TargetStore:
             some = slice(start, start + 64)
             latents[some], images[some], texts[some] = self.rows(places[some])
         return Targets(latents, images, texts, wanted, self.generator)
-
-    def _records(self, number: int) -> Mapped:
-        if number not in self._open:
-            self._open[number] = read_shard(self.folder, self.manifest, number)
-        return self._open[number]
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -290,7 +290,7 @@ def _announce(records: Mapped, row: int, kind: Kind) -> None:
     size, start = kinds[kind][0].itemsize, records.offset + row * records.dtype.itemsize + kinds[kind][1]
     first = start // mmap.PAGESIZE * mmap.PAGESIZE
     held: object = records.base
-    if isinstance(held, mmap.mmap):
+    if isinstance(held, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED"):  # Windows has none
         held.madvise(mmap.MADV_WILLNEED, first, start + size - first)
 
 

@@ -22,6 +22,8 @@ Kind = Literal["latents", "image_embeds", "text_embeds"]
 """The three targets of a picture."""
 HeldArray = npt.NDArray[np.float16 | np.float32]
 """Targets as they are held: float32 in memory, float16 on disk."""
+MOST_CAPTIONS = 5
+"""Of a picture, as in Brain-Diffuser; a few of COCO's have six or seven."""
 _CHUNK = 50
 
 
@@ -165,8 +167,8 @@ def encode(dataset: Dataset, nsd_ids: IntArray, encoder: Encoder, *, captions: C
     """Encode some pictures and their captions together.
 
     The structural target is the autoencoder's encoding of the stimulus. The image target is the stimulus's own CLIP tokens, or those of a picture drawn from
-    the text target alone, as in HAVIR's first version. The text target is the mean over the picture's captions that are not empty, as in
-    Brain-Diffuser, or its first caption alone.
+    the text target alone, as in HAVIR's first version. The text target is the mean over the picture's first five captions that are not
+    empty, as in Brain-Diffuser, or its first caption alone.
 
     Parameters
     ----------
@@ -198,7 +200,7 @@ def encode(dataset: Dataset, nsd_ids: IntArray, encoder: Encoder, *, captions: C
 
 
 def used_captions(dataset: Dataset, nsd_ids: IntArray, rule: CaptionTarget) -> list[tuple[str, ...]]:
-    """Return the captions that make each picture's text target: all that are not empty, or the first of them.
+    """Return the captions that make each picture's text target: the first five that are not empty, as in Brain-Diffuser, or the first of them.
 
     Raises
     ------
@@ -209,6 +211,7 @@ def used_captions(dataset: Dataset, nsd_ids: IntArray, rule: CaptionTarget) -> l
     bare = [int(nsd_id) for nsd_id, group in zip(nsd_ids, groups, strict=True) if not group]
     if bare:
         more = f" (and {len(bare) - 1:,} more)" if len(bare) > 1 else ""
-        msg = f"picture {bare[0]}{more} of {dataset.name} has no caption under {dataset.root}; the text target needs at least one: add the captions file"
+        coco = f"put COCO's captions_train2017.json and captions_val2017.json into {dataset.root / 'annotations'}"
+        msg = f"picture {bare[0]}{more} of {dataset.name} has no caption under {dataset.root}; the text target needs at least one: {coco}"
         raise DataMissing(msg)
-    return [group[:1] for group in groups] if rule == "first" else groups
+    return [group[: 1 if rule == "first" else MOST_CAPTIONS] for group in groups]
