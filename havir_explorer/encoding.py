@@ -14,6 +14,7 @@ import numpy as np
 from havir_explorer import paths
 from havir_explorer.data.dataset import Dataset
 from havir_explorer.decode import target_making
+from havir_explorer.decode.manifest import alike
 from havir_explorer.decode.target_making import Plan, Progress, difference
 from havir_explorer.decode.target_store import MANIFEST, Manifest, TargetStore, read_manifest
 from havir_explorer.decode.targets import CaptionTarget, ImageSource, Rows, Shapes, encode
@@ -182,13 +183,28 @@ def make(work: Work, *, progress: Callable[[float, str], None] | None = None) ->
 
 def default_folder(dataset: Dataset, blank: Manifest) -> Path:
     """Return where a store of this kind lies under the cache folder, or would lie."""
-    shelf = paths.cache_folder() / "targets" / f"{dataset.name}-{_short(str(dataset.root.resolve()))}"
+    shelf = _shelf(dataset)
     for file in sorted(shelf.glob(f"*/{MANIFEST}")):
         with suppress(DataInvalid):  # a damaged store is not what is looked for
             found = read_manifest(file.parent)
             if found is not None and not difference(found, blank):
                 return file.parent
     return shelf / f"{_short(str(blank.generator))}-{blank.caption_target}-{blank.image_source}"
+
+
+def stored_images(dataset: Dataset, model: VersatileDiffusion, nsd_ids: IntArray) -> TargetStore | None:
+    """Return a store under the cache folder that holds the image tokens of all these pictures as the model's CLIP gives them; None where there is none."""
+    for file in sorted(_shelf(dataset).glob(f"*/{MANIFEST}")):
+        with suppress(DataInvalid):
+            found = read_manifest(file.parent)
+            whole = found is not None and found.image_source == "stimulus" and bool(np.isin(nsd_ids, found.nsd_ids).all())
+            if found is not None and whole and found.dataset == dataset.name and alike(found.generator, fingerprint(model)):
+                return TargetStore(file.parent, found)
+    return None
+
+
+def _shelf(dataset: Dataset) -> Path:
+    return paths.cache_folder() / "targets" / f"{dataset.name}-{_short(str(dataset.root.resolve()))}"
 
 
 def _blank(dataset: Dataset, model: VersatileDiffusion, generator: str, captions: CaptionTarget, images: ImageSource) -> Manifest:

@@ -22,6 +22,8 @@ from havir_explorer.diffuse.model import VersatileDiffusion
 from havir_explorer.diffuse.paint import paint
 from havir_explorer.diffuse.sampler import generate
 from havir_explorer.errors import DeviceOutOfMemory, RequestError, WeightsMissing
+from havir_explorer.evaluate.baselines import nearest_images
+from havir_explorer.evaluate.testset import training_images
 from havir_explorer.records import Decoded, Settings
 
 IDS = np.arange(11)
@@ -137,6 +139,17 @@ def test_the_default_folder_is_one_a_data_set_generator_and_rule(world: TwoLette
     assert len({held.folder, *others}) == 3
     with pytest.raises(RequestError, match=rf"was made with the generator {generator}, whose autoencoder or CLIP are not those of demo"):
         encoding.prepare(world, IDS, "demo", captions="mean", folder=held.folder)
+
+
+def test_the_nearest_image_is_looked_up_in_the_store(world: TwoLetters, generator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, model = training_images(world, "subj01"), weights.load(generator)
+    wanted = model.embed_images(world.stimuli(ids[[3, 0]]))
+    store(world, generator, ids=ids[:-1])
+    assert encoding.stored_images(world, model, ids) is None, "one is lacking"
+    store(world, generator, ids=ids)
+    assert encoding.stored_images(world, weights.load("demo"), ids) is None, "another generator's"
+    monkeypatch.setattr(VersatileDiffusion, "embed_images", lambda *_: pytest.fail("embedded anew"))
+    assert nearest_images(world, "subj01", model, wanted).tolist() == ids[[3, 0]].tolist()
 
 
 def test_the_cost_is_said_first(world: TwoLetters, generator: str, tmp_path: Path) -> None:
