@@ -130,6 +130,15 @@ def test_map_draws_on_the_subjects_own_surface_where_there_is_one(tree, tmp_path
     write_average(tree / SURF)
     assert command(["map", "--dataset", str(tree), "--out", str(tmp_path / "own.png")]) == 0
     assert Image.open(tmp_path / "own.png").size == (1280, 1248), "three rows of two views: there is no flat map"
+    assert command(["map", "--dataset", str(tree), "--mesh", "fsaverage5", "--out", str(tmp_path / "average.png")]) == 0
+    assert Image.open(tmp_path / "average.png").size != (1280, 1248)
+
+
+def test_a_mesh_that_is_not_here_is_named(capsys, tmp_path) -> None:
+    assert command(["map", "--mesh", "native", "--out", str(tmp_path / "own.png")]) == 2
+    assert "holds no inflated surfaces of subj01; get them with havir fetch nsd --extras surfaces, or take --mesh fsaverage5" in capsys.readouterr().err
+    assert command(["map", "--mesh", "sphere", "--out", str(tmp_path / "own.png")]) == 2
+    assert "--mesh takes native or fsaverage5; got 'sphere'" in capsys.readouterr().err
 
 
 def test_surfaces_and_transforms_of_different_subjects_are_refused(damaged: Tree, tmp_path: Path) -> None:

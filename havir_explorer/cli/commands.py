@@ -14,8 +14,8 @@ import typer
 from havir_explorer import __version__
 from havir_explorer.cli import diffuse, evaluate, explore, export, fetch, networks, prepare, sweep, targets, train, weights
 from havir_explorer.cli.options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
-from havir_explorer.cli.show import OURS, can_write, console, emit, guarded, names, quiet, write
-from havir_explorer.errors import RequestError, nearest
+from havir_explorer.cli.show import OURS, can_write, console, emit, guarded, names, one_of, quiet, write
+from havir_explorer.errors import DataMissing, RequestError, nearest
 from havir_explorer.records import Branch, Request
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ def map_(
     dataset: DatasetOption = _D.dataset,
     subject: SubjectOption = _D.subject,
     branch: Annotated[str, typer.Option("--branch", help="structural or semantic.")] = "structural",
+    mesh: Annotated[str, typer.Option("--mesh", help="native, the subject's own surfaces, or fsaverage5. [native where they are here]")] = "",
     csv: Annotated[Path | None, typer.Option("--csv", help="Write the ROI table here.")] = None,
     decoder: DecoderOption = None,
     as_json: JsonOption = False,
@@ -150,6 +151,7 @@ def map_(
     """Draw which cortex feeds a branch."""
     from havir_explorer import attribute
     from havir_explorer.data import open_dataset
+    from havir_explorer.data.surface import NATIVE
     from havir_explorer.draw import native
     from havir_explorer.draw.cortex import cortical_map
     from havir_explorer.draw.figure import figure
@@ -159,11 +161,16 @@ def map_(
     can_write(out, ".png", ".pdf", ".svg")
     if csv is not None:
         can_write(csv, ".csv")
+    chosen = one_of("--mesh", mesh, (NATIVE, MESH)) if mesh else ""
     tree = open_dataset(dataset)
+    own = native.own_cortex(tree, subject) if chosen != MESH else None
+    if chosen == NATIVE and own is None:
+        msg = f"{tree.name} at {tree.root} holds no inflated surfaces of {subject}; get them with havir fetch nsd --extras surfaces, or take --mesh {MESH}"
+        raise DataMissing(msg)
     contribution = attribute.contribution(_trained(tree, subject, decoder), which)
     atlas, surface = tree.atlas(subject), tree.surface(subject, MESH)
     rois = attribute.roi_table(contribution, atlas, tree.ncsnr(subject))
-    title, unit, own = f"{_BRANCHES[which]} – {subject}, {tree.name}", "percentile of weight norm", native.own_cortex(tree, subject)
+    title, unit = f"{_BRANCHES[which]} – {subject}, {tree.name}", "percentile of weight norm"
     if own:
         drawn = native.figure(contribution.values, own, atlas, title=title, unit=unit, synthetic=tree.synthetic)
     else:
