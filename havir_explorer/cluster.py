@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import signal
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from havir_explorer import __version__
+from havir_explorer import __version__, slurm
 from havir_explorer.errors import ClusterUnavailable, RequestError
 from havir_explorer.paths import cache_folder
+from havir_explorer.slurm import QUIET, THREADS, Slurm
 
 if TYPE_CHECKING:
-    from dask_jobqueue import SLURMCluster
     from distributed import Client, Security, SpecCluster
 
 ANSWER = 10
 """Seconds in which a scheduler must answer."""
 LOSSES = 3
 """Workers that one task may cost; with the next it is given up."""
-LOGS = "slurm"
-"""Folder of the jobs' logs, in the cache folder."""
 _MEMORY = 0.9
 """Part of the machine's memory that local workers may use together."""
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_QUIET = {"distributed.worker.memory.target": False, "distributed.worker.memory.spill": False, "distributed.worker.memory.pause": False}
+_RETURN = "1 hour"
+"""In which a local worker that was lost may come back. Its process is started again at once, but on a busy machine that takes a while, and Dask,
+which waits 15 s, would then leave its place empty: with one worker that is waiting for ever."""
 
 
 @dataclass(frozen=True)
@@ -45,41 +44,6 @@ class Certificates:
     authority: Path
     certificate: Path
     key: Path
-
-
-@dataclass(frozen=True)
-class Slurm:
-    """What to ask of SLURM for each job; a job is one worker.
-
-    Parameters
-    ----------
-    jobs : int
-    partition, account : str
-        The cluster's own when empty.
-    walltime : str
-        ``HH:MM:SS`` or ``D-HH:MM:SS``.
-    memory : str
-        Such as ``24GB``.
-    cores, gpus : int
-        A worker draws on one GPU; more than one a job stay idle.
-    extra : tuple of str
-        More directives, such as ``--qos=long``.
-    """
-
-    jobs: int = 2
-    partition: str = ""
-    account: str = ""
-    walltime: str = "02:00:00"
-    memory: str = "24GB"
-    cores: int = 4
-    gpus: int = 0
-    extra: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, least in (("jobs", 1), ("cores", 1), ("gpus", 0)):
-            if getattr(self, name) < least:
-                msg = f"a SLURM run needs {least} {name} or more; got {getattr(self, name)}"
-                raise RequestError(msg)
 
 
 @dataclass(frozen=True)
@@ -128,6 +92,14 @@ class Where:
         """Workers that are known to come, 1 at least."""
         return self.workers or (self.slurm.jobs if self.slurm else 1)
 
+    def like_here(self, device: str) -> bool:
+        """Whether workers are known to draw on the same kind of device as this process, which has ``device``."""
+        return self.here or bool(self.workers) or (self.slurm is not None and bool(self.slurm.gpus) == device.startswith("cuda"))
+
+    def side_by_side(self, device: str) -> int:
+        """How many pictures are drawn at the same speed as one, where ``device`` is this process's: worker processes share one CPU."""
+        return 1 if self.here or (self.workers and device == "cpu") else self.hands
+
     def __str__(self) -> str:
         if self.slurm:
             return f"{self.slurm.jobs} SLURM job{'s' * (self.slurm.jobs > 1)}"
@@ -139,6 +111,27 @@ class Where:
 HERE = Where()
 
 
+def ready(where: Where) -> None:
+    """Make sure that what a place needs is on this machine, before anything is loaded for it.
+
+    Raises
+    ------
+    ClusterUnavailable
+        No Dask, or no SLURM.
+    RequestError
+        The certificates cannot be used.
+    """
+    if where.here:
+        return
+    if find_spec("distributed") is None:
+        msg = "working in several processes needs Dask, which is not installed; install it with: pip install 'havir_explorer[cluster]'"
+        raise ClusterUnavailable(msg)
+    if where.slurm:
+        slurm.installed()
+    if where.certificates:
+        security(where.certificates)
+
+
 @contextmanager
 def connected(where: Where) -> Iterator[Client | None]:
     """Connect to the workers of a place, having started them where that is ours to do; both end here. None when this process is the place.
@@ -146,32 +139,63 @@ def connected(where: Where) -> Iterator[Client | None]:
     Raises
     ------
     ClusterUnavailable
-        No Dask here, no answer from the scheduler, no worker, or other software on the workers.
+        No Dask here, no answer from the scheduler, no worker, other software on the workers, or SLURM takes no such job.
     RequestError
         The certificates cannot be used, or there are more local workers than GPUs.
     """
     if where.here:
         yield None
         return
-    try:
-        import dask
-        from dask.system import CPU_COUNT
-        from distributed import Client
-    except ModuleNotFoundError as absent:
-        msg = "working in several processes needs Dask, which is not installed; install it with: pip install 'havir_explorer[cluster]'"
-        raise ClusterUnavailable(msg) from absent
+    ready(where)
+    import dask
+    from dask.system import CPU_COUNT
+    from distributed import Client
+
     protection = security(where.certificates) if where.certificates else None
-    threads = {f"distributed.nanny.pre-spawn-environ.{name}": max(1, CPU_COUNT // where.hands) for name in _THREADS}
-    with _own_environment(), dask.config.set({**_QUIET, **threads, "distributed.scheduler.allowed-failures": LOSSES}):
+    threads = {f"distributed.nanny.pre-spawn-environ.{name}": max(1, CPU_COUNT // where.hands) for name in THREADS}
+    lost = {"distributed.scheduler.allowed-failures": LOSSES} | ({"distributed.deploy.lost-worker-timeout": _RETURN} if where.workers else {})
+    with _own_environment(), dask.config.set({**QUIET, **threads, **lost}):
         if where.scheduler:
             with _reached(where.scheduler, protection) as client:
                 yield client
             return
-        with slurm_cluster(where.slurm, protection) if where.slurm else _local(where.workers, protection) as cluster:
+        with _ended(slurm.slurm_cluster(where.slurm, protection) if where.slurm else _local(where.workers, protection)) as cluster:
             if where.slurm:
-                cluster.adapt(minimum_jobs=where.slurm.jobs, maximum_jobs=where.slurm.jobs)  # a job that ends is replaced
+                slurm.submit(cluster, where.slurm.jobs)
             with Client(cluster, security=protection, set_as_default=False) as client:
                 yield client
+
+
+@contextmanager
+def _ended(cluster: SpecCluster) -> Iterator[SpecCluster]:
+    """End a cluster's workers; one that does not end in time is no news beside what came of the work."""
+    try:
+        yield cluster
+    finally:
+        with suppress(Exception):
+            cluster.close()
+
+
+def watch(client: Client) -> None:
+    """Make sure that somebody is left to do the work; to be asked when nothing has come back for a while.
+
+    Raises
+    ------
+    ClusterUnavailable
+        There is no worker, and none will come.
+    """
+    from dask_jobqueue import SLURMCluster
+
+    if client.nthreads():
+        return
+    again = "and run the same command again: what is finished stays"
+    if client.cluster is None:
+        address = client.scheduler.address
+        msg = f"the scheduler at {address} has no worker any more; start some with: dask worker {address} --nthreads 1, {again}"
+        raise ClusterUnavailable(msg)
+    if isinstance(client.cluster, SLURMCluster) and not slurm.any_left(client.cluster):
+        msg = f"no SLURM job is left and no worker came of them; look into their logs in {cache_folder() / slurm.LOGS}, {again}"
+        raise ClusterUnavailable(msg)
 
 
 @contextmanager
@@ -212,12 +236,12 @@ def _same_software(client: Client, address: str) -> None:
         msg = f"the scheduler at {address} has no worker; start some with: dask worker {address} --nthreads 1"
         raise ClusterUnavailable(msg) from nobody
     try:
-        found = set(client.run(version).values())
+        found = {client.run_on_scheduler(version), *client.run(version).values()}  # the scheduler reads the tasks too
     except Exception as fault:
-        msg = f"the workers of {address} cannot load havir_explorer ({_first_line(fault)}); install havir_explorer {__version__} where they run"
+        msg = f"the scheduler at {address} or a worker cannot load havir_explorer ({_first_line(fault)}); install havir_explorer {__version__} where they run"
         raise ClusterUnavailable(msg) from fault
     if found != {__version__}:
-        msg = f"the workers of {address} run havir_explorer {', '.join(sorted(found))}, this is {__version__}; install the same one there"
+        msg = f"the scheduler at {address} and its workers run havir_explorer {', '.join(sorted(found))}, this is {__version__}; install the same one there"
         raise ClusterUnavailable(msg)
 
 
@@ -263,41 +287,6 @@ def _gpus() -> list[str]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-
-
-def slurm_cluster(asked: Slurm, protection: Security | None = None) -> SLURMCluster:
-    """Return a cluster whose workers are SLURM jobs; none is submitted yet.
-
-    Each job runs one worker with one task at a time; its threads are the job's cores. The jobs' logs go to ``slurm`` in the cache folder.
-
-    Raises
-    ------
-    ClusterUnavailable
-        This machine has no SLURM to submit to.
-    """
-    if shutil.which("sbatch") is None:
-        msg = "SLURM jobs are submitted with sbatch, which is not on this machine; run this on the cluster's login node, or use --workers or --scheduler"
-        raise ClusterUnavailable(msg)
-    from dask_jobqueue import SLURMCluster
-
-    return SLURMCluster(
-        cores=1,
-        processes=1,
-        job_cpu=asked.cores,
-        memory=asked.memory,
-        queue=asked.partition or None,
-        account=asked.account or None,
-        walltime=asked.walltime,
-        job_name="havir",
-        log_directory=str(cache_folder() / LOGS),
-        job_extra_directives=[*([f"--gres=gpu:{asked.gpus}"] * bool(asked.gpus)), *asked.extra],
-        job_script_prologue=[
-            *(f"export {name}={asked.cores}" for name in _THREADS),
-            *(f"export DASK_{name.upper().replace('.', '__')}=False" for name in _QUIET),
-        ],
-        security=protection,
-        scheduler_options={"dashboard": False, "dashboard_address": ":0"},
-    )
 
 
 def security(files: Certificates) -> Security:

@@ -6,11 +6,10 @@ Workers only draw; one process writes. So a row is there once and only once, wha
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from havir_explorer.batch import run_many
 from havir_explorer.cluster import HERE, Where, connected
 from havir_explorer.data import open_dataset
 from havir_explorer.data.dataset import Atlas, Dataset
+from havir_explorer.decode.files import read_manifest
 from havir_explorer.diffuse import source
 from havir_explorer.diffuse.memory import LARGEST_BATCH
 from havir_explorer.errors import OutputError, RequestError, WeightsMissing
@@ -33,6 +33,8 @@ Progress = Callable[[float, str], None]
 
 CHUNK_SECONDS = 60
 """About how long a chunk may take: what a lost worker or a stop can cost."""
+UNKNOWN = 8
+"""Pictures of a chunk where nothing is known of the workers: enough for a GPU to draw together, few enough for a CPU."""
 PICTURES = "pictures"
 """Folder of the pictures within a sweep's: ``pictures/subj01/KEY.png``, each with its recipe inside."""
 _ROW_BYTES = 1000  # at most, in the partition
@@ -114,10 +116,12 @@ class Plan:
     chunks : tuple of Chunk
         What is left to draw.
     seconds : float
-        Estimated for the rest; loading the models is not in it.
+        Estimated for the rest from this machine's speed; loading the models is not in it.
     bytes_to_write : int
         At most.
     bytes_free : int
+    like_here : bool
+        Whether the workers are known to draw on what this machine draws on.
     """
 
     folder: Path
@@ -127,6 +131,7 @@ class Plan:
     seconds: float
     bytes_to_write: int
     bytes_free: int
+    like_here: bool = True
 
 
 def requests(sweep: Sweep) -> tuple[Request, ...]:
@@ -136,8 +141,8 @@ def requests(sweep: Sweep) -> tuple[Request, ...]:
     ------
     RequestError
         A subject, trial or ROI that is not there, or nothing to draw.
-    WeightsMissing
-        A subject without a trained decoder, or no generator.
+    WeightsMissing, WeightsInvalid
+        A subject without a trained decoder, one of another subject or other voxels, or no generator.
     """
     dataset = open_dataset(sweep.base.dataset)
     source.locate(sweep.base.generator)
@@ -164,8 +169,9 @@ def _of_subject(sweep: Sweep, dataset: Dataset, subject: str) -> Iterator[Reques
     base = replace(sweep.base, subject=subject, decoder=sweep.base.decoder.replace("{subject}", subject))
     folder = pipeline.decoder_folder(dataset, subject, base.decoder)
     if not folder.is_dir():
-        msg = f"no trained HAVIR of {subject} at {folder}; train one with `havir train`, or name the decoders as FOLDER/{{subject}}"
+        msg = f"no trained decoder of {subject} at {folder}; train one with `havir train`, or name the decoders as FOLDER/{{subject}}"
         raise WeightsMissing(msg)
+    read_manifest(folder).check(dataset, subject)
     settings = [replace(base.settings, seed=seed) for seed in dict.fromkeys(sweep.seeds)]
     for trial, mask, seeded in product(dict.fromkeys(sweep.trials), chosen, settings):
         yield replace(base, trial=trial, mask=mask, settings=seeded)
@@ -201,15 +207,17 @@ def plan(wanted: Sequence[Request], folder: Path, where: Where = HERE, *, pictur
     there = _there(wanted, folder, made_from, pictures=pictures)
     todo = [request for request in wanted if request.key not in there]
     cost = pipeline.cost(wanted[0])
-    size = max(1, min(LARGEST_BATCH, int(CHUNK_SECONDS / max(cost.seconds, 1e-6)), math.ceil(len(todo) / (4 * where.hands))))
+    like_here = where.like_here(cost.device)
+    together = int(CHUNK_SECONDS / max(cost.seconds, 1e-6)) if like_here else UNKNOWN
+    size = max(1, min(LARGEST_BATCH, together, math.ceil(len(todo) / (4 * where.hands))))
     chunks = tuple(Chunk(tuple(some), made_from[some[0].subject], pictures) for some in _cut(todo, size))
-    side_by_side = 1 if where.here or (where.workers and cost.device == "cpu") else where.hands
     needed = len(todo) * (_ROW_BYTES + pictures * _picture_bytes(wanted[0]))
     free = shutil.disk_usage(folder).free
     if needed > free:
         msg = f"the sweep needs up to {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; make room, or leave the pictures out"
         raise OutputError(msg)
-    return Plan(folder, len(wanted), len(wanted) - len(todo), chunks, len(todo) * cost.seconds / side_by_side, needed, free)
+    seconds = len(todo) * cost.seconds / where.side_by_side(cost.device)
+    return Plan(folder, len(wanted), len(wanted) - len(todo), chunks, seconds, needed, free, like_here=like_here)
 
 
 def _there(wanted: Sequence[Request], folder: Path, made_from: dict[str, str], *, pictures: bool) -> set[str]:
@@ -253,18 +261,13 @@ def draw(chunk: Chunk) -> Drawn:
 def _row(result: Reconstruction, sources: str) -> Row:
     request = result.request
     return Row(
-        request=request.key,
+        request=request,
         sources=sources,
-        dataset=request.dataset,
-        subject=request.subject,
-        trial=request.trial,
         nsd_id=pipeline.shown(open_dataset(request.dataset), request),
         condition=condition(request.mask),
-        seed=request.settings.seed,
         kind=result.kind,
         synthetic=result.synthetic,
         trained_on=result.trained_on,
-        recipe=json.dumps(asdict(request), ensure_ascii=False),
         scores=result.scores,
         seconds=sum(spent for _, spent in result.seconds),
     )

@@ -257,7 +257,9 @@ def test_demo_serves_without_a_browser(monkeypatch, tmp_path):
 def test_doctor_finds_nothing_wrong_here(told, demo):
     said = told("doctor")
     assert said["usable"] is True
-    assert {c["name"] for c in said["checks"]} == {"python", "packages", "device", "cache", "generator", "decoders", "data", "notebook"}
+    checks = {c["name"]: c for c in said["checks"]}
+    assert set(checks) == {"python", "packages", "device", "cache", "generator", "decoders", "data", "notebook", "networks", "workers"}
+    assert [line.split(":")[0] for line in checks["decoders"]["found"].splitlines()] == [f"{kind} of subj0{n}" for kind in ("havir", "linear") for n in (1, 2)]
 
 
 def test_doctor_says_what_to_do(capsys, monkeypatch, tmp_path):

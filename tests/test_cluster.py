@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from certificates import write_certificates
 from cluster_tasks import Sum, add, refuse, setting
 
-from havir_explorer import cluster
+from havir_explorer import cluster, slurm, spread
 from havir_explorer.cli import command
-from havir_explorer.cluster import Slurm, Where, connected
+from havir_explorer.cluster import Where, connected
 from havir_explorer.errors import ClusterUnavailable, RequestError
+from havir_explorer.slurm import Slurm
 from havir_explorer.spread import each
 
 TWO = Where(workers=2)
@@ -44,6 +48,46 @@ def test_a_worker_killed_in_the_middle_costs_no_task_and_doubles_none(tmp_path):
     assert (tmp_path / "5").read_text() == "..", "the task was begun twice"
     assert sorted((place, total) for place, (total, _) in found) == [(n, n + 1) for n in range(12)]
     assert dict(os.environ) == before
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_comes_back_late_is_waited_for(tmp_path):
+    import dask
+
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1 ms"}):
+        assert [total for _, (total, _) in done(add, [Sum(1, tmp_path, deaths=1)], Where(workers=1))] == [2]
+
+
+def test_a_scheduler_that_is_lost_is_said(tmp_path):
+    file = tmp_path / "scheduler.json"
+    both = ["--no-dashboard", "--scheduler-file", str(file)]
+    known = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    scheduler = subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", *both], stderr=subprocess.DEVNULL, env=known)
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--no-nanny", "--nthreads", "1", "--death-timeout", "5", *both]
+    with subprocess.Popen(worker, stderr=subprocess.DEVNULL, env=known) as hand:
+        while not file.exists():
+            time.sleep(0.05)
+        try:
+            with connected(Where(scheduler=json.loads(file.read_text())["address"])) as client:
+                results = each(add, [Sum(number, tmp_path, seconds=number) for number in range(4)], client)
+                assert next(results)[0] == 0
+                scheduler.kill()
+                with pytest.raises(ClusterUnavailable, match="the scheduler went away while tasks were running"):
+                    list(results)
+        finally:
+            scheduler.kill()
+            scheduler.wait()
+            hand.terminate()
+
+
+def test_a_scheduler_whose_workers_left_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(spread, "PATIENCE", 0.5)
+    with connected(Where(workers=1)) as ours, connected(Where(scheduler=ours.scheduler.address)) as client:
+        results = each(add, [Sum(number, tmp_path, seconds=0.1) for number in range(20)], client)
+        next(results)
+        ours.cluster.scale(0)
+        with pytest.raises(ClusterUnavailable, match=r"has no worker any more; start some with: dask worker .* what is finished stays"):
+            list(results)
 
 
 def test_ctrl_c_is_left_to_the_process_that_started_the_workers(tmp_path):
@@ -152,7 +196,7 @@ def test_workers_must_be_there_and_run_the_same_software(tmp_path, monkeypatch):
 def test_a_slurm_job_is_one_worker_with_what_was_asked_for(own_cache, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     asked = Slurm(jobs=3, partition="gpu", account="vision", walltime="04:00:00", memory="40GB", cores=8, gpus=1, extra=("--qos=long",))
-    with cluster.slurm_cluster(asked) as made:
+    with slurm.slurm_cluster(asked) as made:
         script = made.job_script().splitlines()
     directives = {line.removeprefix("#SBATCH ") for line in script if line.startswith("#SBATCH")}
     assert directives >= {"-J havir", "-p gpu", "-A vision", "-n 1", "--cpus-per-task=8", "--mem=38G", "-t 04:00:00", "--gres=gpu:1", "--qos=long"}
@@ -161,8 +205,66 @@ def test_a_slurm_job_is_one_worker_with_what_was_asked_for(own_cache, monkeypatc
     assert "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False" in script
     assert f"{sys.executable} -m distributed.cli.dask_worker" in script[-1]
     assert "--nthreads 1 " in script[-1]
-    with cluster.slurm_cluster(Slurm()) as made:
+    with slurm.slurm_cluster(Slurm()) as made:
         assert not [line for line in made.job_script().splitlines() if line.startswith(("#SBATCH -p", "#SBATCH -A", "#SBATCH --gres"))]
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Write commands of SLURM's that say what they are told to."""
+
+    def write(**scripts):
+        for name, script in scripts.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / name).chmod(0o700)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    return write
+
+
+def test_a_job_that_slurm_refuses_is_said_at_once(own_cache, commands, tmp_path):
+    commands(sbatch="echo 'allocation failure: Invalid partition name specified' >&2; exit 1")
+    with pytest.raises(ClusterUnavailable, match=r"SLURM does not take such a job \(allocation failure: Invalid partition name specified\)"):
+        done(add, [Sum(1, tmp_path)], Where(slurm=Slurm(partition="gpus")))
+
+
+@pytest.mark.timeout(60)
+def test_jobs_that_end_before_their_workers_come_are_said(own_cache, commands, tmp_path, monkeypatch):
+    monkeypatch.setattr(spread, "PATIENCE", 3)
+    commands(sbatch=f"cat >/dev/null; echo $1 >>{tmp_path}/asked; echo Submitted batch job 7", squeue="echo 8", scancel="exit 0")
+    with pytest.raises(ClusterUnavailable, match=f"no SLURM job is left and no worker came of them; look into their logs in {own_cache / 'slurm'}"):
+        done(add, [Sum(1, tmp_path)], Where(slurm=Slurm(jobs=1)))
+    assert (tmp_path / "asked").read_text().splitlines()[0] == "--test-only"
+
+
+def test_a_job_that_waits_or_a_slurm_that_does_not_answer_is_waited_for(commands):
+    made = SimpleNamespace(workers={0: SimpleNamespace(job_id="7"), 1: SimpleNamespace(job_id=None)})
+    commands(squeue="echo 6; echo 7")
+    assert slurm.any_left(made)
+    commands(squeue="echo 6")
+    assert not slurm.any_left(made)
+    commands(squeue="exit 1")
+    assert slurm.any_left(made)
+
+
+def test_workers_without_a_number_are_two(tmp_path, monkeypatch, capsys):
+    started = []
+
+    def start(workers, _protection):
+        started.append(workers)
+        msg = "no more than that"
+        raise ClusterUnavailable(msg)
+
+    monkeypatch.setattr(cluster, "_local", start)
+    for asked in (["--workers"], ["--workers", "--seeds", "0"], ["--workers", "3"], ["--workers=1"]):
+        assert command(["sweep", "--steps", "1", "--out", str(tmp_path / "s"), *asked]) == 2
+    assert started == [2, 2, 3, 1]
+
+
+def test_what_a_place_lacks_is_said_before_anything_is_read(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert command(["evaluate", "--dataset", "nowhere", "--workers"]) == 2
+    assert "needs Dask, which is not installed" in capsys.readouterr().err
 
 
 def test_without_slurm_or_dask_it_is_said_what_is_missing(monkeypatch):
@@ -180,7 +282,9 @@ def test_without_slurm_or_dask_it_is_said_what_is_missing(monkeypatch):
         (["--workers", "2", "--slurm"], "--workers, --scheduler and --slurm are three places to work; choose one"),
         (["--workers", "-1"], "--workers must be 0 (this process) or more; got -1"),
         (["--slurm-gpus", "1"], "describe SLURM jobs; give --slurm with them"),
-        (["--slurm", "--slurm-jobs", "0"], "a SLURM run needs 1 jobs or more; got 0"),
+        (["--slurm", "--slurm-jobs", "0"], "--slurm-jobs must be 1 or more; got 0"),
+        (["--slurm", "--slurm-memory", "lots"], "--slurm-memory takes a memory such as 24GB; got 'lots'"),
+        (["--slurm", "--slurm-time", "soon"], "--slurm-time takes a time such as 02:00:00; got 'soon'"),
         (["--workers", "2", "--tls-ca", "ca.pem"], "--tls-ca, --tls-cert and --tls-key go together"),
         (["--tls-ca", "ca.pem", "--tls-cert", "c.pem", "--tls-key", "k.pem"], "certificates protect what goes between processes"),
     ],

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from havir_explorer.cli import command
 from havir_explorer.errors import DataInvalid, OutputError
-from havir_explorer.evaluate import Chunk, chunks, gathered
+from havir_explorer.evaluate import Chunk, chunks, gathered, run
 from havir_explorer.evaluate.drawing import Progress
 from havir_explorer.evaluate.keeping import kept
+from havir_explorer.pipeline import models
 from havir_explorer.records import Request, Settings, UInt8Array
 
 IDS = np.arange(100, 111)
@@ -67,6 +69,27 @@ def test_a_damaged_file_is_said(tmp_path: Path) -> None:
         list(kept(tmp_path, lambda request: "a", Drawer())(plan(), lambda share, line: None))
 
 
+def test_two_evaluations_may_keep_their_pictures_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, save = [], np.save
+
+    def saved(file, pictures) -> None:
+        opened.append(file.name)
+        save(file, pictures)
+
+    monkeypatch.setattr(np, "save", saved)
+    for place in ("a", "b"):
+        list(kept(tmp_path / place, lambda request: "a", Drawer())(plan(), lambda share, line: None))
+    assert len({Path(name).name for name in opened}) == 8
+
+
+def test_where_keeping_is_no_must_a_full_disk_costs_a_notice(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    faults = []
+    drawn = list(kept(tmp_path / "file", lambda request: "a", Drawer(), on_fault=faults.append)(plan(), lambda share, line: None))
+    assert (len(drawn), len(faults)) == (4, 4)
+    assert "cannot keep pictures in" in str(faults[0])
+
+
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(opened, pictures) -> None:
         opened.write(b"half")
@@ -76,3 +99,25 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path, mon
     with pytest.raises(OutputError, match="No space left on device"):
         list(kept(tmp_path, lambda request: "a", Drawer())(plan(), lambda share, line: None))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_its_cost_and_goes_on_after_a_stop(cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, drawn = ["evaluate", "--limit", "2", "--conditions", "full,no_brain,no_text"], []
+
+    def stopping(chunk: Chunk, *, progress: Progress | None = None) -> UInt8Array:
+        if len(drawn) == 2:
+            drawn.append("")
+            raise KeyboardInterrupt
+        drawn.append(chunk.condition)
+        side = models(chunk.request)[2].side
+        return np.zeros((len(chunk.nsd_ids), side, side, 3), np.uint8)
+
+    monkeypatch.setattr(run, "draw", stopping)
+    assert command(asked) == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 test pictures under 3 conditions: 6 to draw in this process, about" in said
+    assert f"what is drawn is in {cache / 'evaluations'}" in said
+    assert command(asked) == 0
+    assert drawn == ["full", "no_brain", "", "no_text"]
+    assert "going on with what is there" in " ".join(capsys.readouterr().err.split())
+    assert list((cache / "evaluations").iterdir()) == []

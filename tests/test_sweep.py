@@ -11,10 +11,12 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from havir_explorer import cluster, rows, store, sweep
+from havir_explorer import cluster, pipeline, rows, store, sweep
 from havir_explorer.cli import command
-from havir_explorer.errors import DataInvalid, MaskError, OutputError, RequestError, WeightsMissing
-from havir_explorer.records import Mask, Request, Settings
+from havir_explorer.data import open_dataset
+from havir_explorer.errors import DataInvalid, MaskError, OutputError, RequestError, WeightsInvalid, WeightsMissing
+from havir_explorer.records import Mask, Request, Score, Settings
+from havir_explorer.slurm import Slurm
 
 SHORT = ("--steps", "1", "--strength", "1")
 
@@ -78,7 +80,7 @@ def test_masks_that_differ_have_different_words():
         ({"masks": (Mask(mute=("FAA-1",)),)}, MaskError, "no ROI is called 'FAA-1'; nearest: FFA-1"),
         ({"masks": (Mask(mute=("V1",), fill="trial", fill_trial=10**6),)}, RequestError, "no trial 1000000 in demo to fill a mask with"),
         ({"masks": ()}, RequestError, "at least one subject, trial, mask and seed"),
-        ({"base": Request(decoder="/nowhere/{subject}")}, WeightsMissing, "no trained HAVIR of subj01 at /nowhere/subj01"),
+        ({"base": Request(decoder="/nowhere/{subject}")}, WeightsMissing, "no trained decoder of subj01 at /nowhere/subj01"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_first(chosen, change, kind, words):
@@ -115,7 +117,7 @@ def test_a_stop_keeps_what_is_finished_and_says_how_to_go_on(chosen, tmp_path, c
     asked = ["sweep", "--trials", trials, "--mute", "FFA-1", "--seeds", "0-1", *SHORT, "--out", str(out), "--json"]
     assert command(asked) == 130
     said = " ".join(capsys.readouterr().err.split())
-    assert "8 pictures of 1 steps; 8 to draw in this process" in said
+    assert "8 pictures of 1 step; 8 to draw in this process" in said
     assert f"what is finished is in {out}; the same command goes on from there" in said
     assert len(rows.read(out)) == 4
     monkeypatch.setattr(sweep, "draw", ours)
@@ -149,15 +151,57 @@ def test_results_of_other_weights_are_not_mixed(chosen, finished, monkeypatch):
 def test_a_damaged_partition_is_named(chosen, finished):
     path = partitions(finished)[0]
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataInvalid, match=r"a partition in .*rows cannot be read .*delete that file"):
+    with pytest.raises(DataInvalid, match=f"cannot be read: {path} .*delete that file"):
         sweep.plan(sweep.requests(chosen), finished)
     path.unlink()
     assert sweep.plan(sweep.requests(chosen), finished).done == 6
 
 
+def test_a_decoder_of_another_subject_is_said_first(chosen):
+    ours = str(pipeline.decoder_folder(open_dataset("demo"), "subj01"))
+    with pytest.raises(WeightsInvalid, match="was trained on subj01"):
+        sweep.requests(replace(chosen, subjects=("subj01", "subj02"), base=replace(chosen.base, decoder=ours)))
+
+
+def test_rows_of_several_settings_and_scores_are_told_apart(tmp_path):
+    asked, scored = Request(), (Score("PixCorr", 0.5, 0.1, True, ""), Score("CLIP", 0.9, 0.5, True, ""))
+    row = rows.Row(asked, "of files", 3, "no mask", "generated", synthetic=True, trained_on=False, scores=scored[:1], seconds=1.0)
+    other = replace(row, request=replace(asked, settings=Settings(steps=7, mix=0.1), decoder="linear"), scores=scored)
+    rows.append(tmp_path, "a", [row])
+    rows.append(tmp_path, "b", [other])
+    found = rows.read(tmp_path).sort_values("steps")
+    assert found[["steps", "mix", "decoder", "subject"]].to_numpy().tolist() == [[7, 0.1, "linear", "subj01"], [20, 0.4, "", "subj01"]]
+    assert found["CLIP"].isna().tolist() == [False, True]
+    assert found["PixCorr"].tolist() == [0.5, 0.5]
+
+
+def test_a_folder_typed_otherwise_is_the_same_folder(demo, trial, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(demo.root.parent)
+    for typed, drawn in ((demo.root.name, 1), (f"./{demo.root.name}/", 0), (str(demo.root), 0)):
+        assert command(["sweep", "--dataset", typed, "--trials", str(trial), *SHORT, "--out", str(tmp_path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["drawn"] == drawn
+    assert rows.read(tmp_path)["dataset"].tolist() == [str(demo.root)]
+
+
+def test_chunks_for_workers_unlike_this_machine_are_not_cut_by_its_speed(chosen, tmp_path, monkeypatch):
+    slow = replace(pipeline.cost(Request()), seconds=300.0, device="cpu")
+    monkeypatch.setattr(pipeline, "cost", lambda _request: slow)
+    wanted = sweep.requests(replace(chosen, seeds=tuple(range(100))))
+    sizes = {}
+    for name, where in (("cards", cluster.Where(slurm=Slurm(gpus=1))), ("cores", cluster.Where(slurm=Slurm())), ("anyone", cluster.Where(scheduler="tcp://a:1"))):
+        made = sweep.plan(wanted, tmp_path, where)
+        sizes[name] = max(len(chunk.requests) for chunk in made.chunks), made.like_here
+    assert sizes == {"cards": (sweep.UNKNOWN, False), "cores": (1, True), "anyone": (sweep.UNKNOWN, False)}
+
+
 def test_one_sweep_at_a_time_writes_a_folder(tmp_path):
     with rows.alone(tmp_path / "s"), pytest.raises(OutputError, match="another sweep is writing"), rows.alone(tmp_path / "s"):
         pass
+    for left in (tmp_path / "s" / "rows" / "subject=subj01" / ".a.parquet.1.part", tmp_path / "s" / "pictures" / "subj01" / ".b.png.1.part"):
+        left.parent.mkdir(parents=True)
+        left.touch()
+    with rows.alone(tmp_path / "s"):
+        assert list(tmp_path.rglob("*.part")) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write a sweep to"), rows.alone(tmp_path / "file"):
         pass

@@ -9,11 +9,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from havir_explorer.cluster import Certificates, Slurm, Where
+from havir_explorer.cluster import Certificates, Where, ready
 from havir_explorer.errors import RequestError
+from havir_explorer.slurm import Slurm
 
 _S = Slurm()
+LOCAL = 2
+"""Worker processes of a ``--workers`` without its number."""
+
+
+class Placed(TyperCommand):
+    """A command whose ``--workers`` may stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's context, which typer brings along
+        """Read the command line with the number that ``--workers`` stands for put in."""
+        ends = [*args[1:], "--"]
+        alone = [word == "--workers" and following.startswith("--") for word, following in zip(args, ends, strict=True)] if args else []
+        return super().parse_args(ctx, [f"{word}={LOCAL}" if bare else word for word, bare in zip(args, alone, strict=True)])
 
 
 def placed(command: Callable[..., None]) -> Callable[..., None]:
@@ -33,7 +47,7 @@ def placed(command: Callable[..., None]) -> Callable[..., None]:
 
 def where(
     *,
-    workers: Annotated[int, typer.Option("--workers", help="Worker processes to start on this machine, e.g. 2; one a GPU where it has any.")] = 0,
+    workers: Annotated[int, typer.Option("--workers", help=f"Worker processes to start on this machine, {LOCAL} without a number; one a GPU.")] = 0,
     scheduler: Annotated[str, typer.Option("--scheduler", help="A running Dask scheduler whose workers do the work, e.g. tcp://host:8786.")] = "",
     slurm: Annotated[bool, typer.Option("--slurm", help="Submit the workers as SLURM jobs.")] = False,
     slurm_jobs: Annotated[int, typer.Option("--slurm-jobs", help="Jobs to keep running, a worker each.")] = _S.jobs,
@@ -53,13 +67,17 @@ def where(
     Raises
     ------
     RequestError
-        Two places at once, or some of the certificate's files but not all.
+        Two places at once, or some of the certificate's files but not all, or files that cannot be used.
+    ClusterUnavailable
+        No Dask or SLURM on this machine.
     """
     job = Slurm(slurm_jobs, slurm_partition, slurm_account, slurm_time, slurm_memory, slurm_cores, slurm_gpus, tuple(slurm_extra or ()))
     if job != _S and not slurm:
         msg = "the --slurm-… options describe SLURM jobs; give --slurm with them"
         raise RequestError(msg)
-    return Where(workers, scheduler, job if slurm else None, _certificates(tls_ca, tls_cert, tls_key))
+    place = Where(workers, scheduler, job if slurm else None, _certificates(tls_ca, tls_cert, tls_key))
+    ready(place)
+    return place
 
 
 def _certificates(authority: Path | None, certificate: Path | None, key: Path | None) -> Certificates | None:

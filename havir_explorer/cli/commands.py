@@ -13,7 +13,8 @@ import typer
 
 from havir_explorer import __version__
 from havir_explorer.cli import diffuse, evaluate, explore, export, fetch, networks, prepare, sweep, targets, train, weights
-from havir_explorer.cli.options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
+from havir_explorer.cli.cluster import Placed
+from havir_explorer.cli.options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption, anywhere
 from havir_explorer.cli.show import OURS, can_write, console, emit, guarded, names, one_of, quiet, write
 from havir_explorer.errors import DataMissing, RequestError, nearest
 from havir_explorer.records import Branch, Request
@@ -76,7 +77,7 @@ def demo(
 def reconstruct(
     *,
     out: Annotated[Path, typer.Option("--out", help="PNG to write; its recipe goes inside it and beside it as JSON.")] = Path("reconstruction.png"),
-    dataset: Annotated[str | None, typer.Option("--dataset", help=f"'demo', or the folder of an NSD tree. [{_D.dataset}]")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", callback=anywhere, help=f"'demo', or the folder of a data set. [{_D.dataset}]")] = None,
     subject: Annotated[str | None, typer.Option("--subject", help=f"[{_D.subject}]")] = None,
     trial: Annotated[int | None, typer.Option("--trial", help=f"0-based over the experiment. [{_D.trial}]")] = None,
     repeats: Annotated[str | None, typer.Option("--repeats", help=f"'mean' over the image's presentations, or 'single'. [{_D.repeats}]")] = None,
@@ -130,9 +131,7 @@ def _lists(**options: str | None) -> dict[str, tuple[str, ...] | None]:
 
 
 app.command()(diffuse.diffuse)
-app.command()(evaluate.evaluate)
-
-
+app.command(cls=Placed)(evaluate.evaluate)
 app.command()(train.train)
 
 
@@ -220,7 +219,7 @@ def doctor(*, as_json: JsonOption = False) -> None:
 
 app.command()(explore.explore)
 app.command()(prepare.prepare)
-app.command()(sweep.sweep)
+app.command(cls=Placed)(sweep.sweep)
 app.command()(targets.targets)
 app.add_typer(fetch.app, name="fetch")
 app.add_typer(export.app, name="export")

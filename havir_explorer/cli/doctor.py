@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +53,8 @@ def examine() -> tuple[Check, ...]:
         ("decoders", _decoders),
         ("data", _data),
         ("notebook", _notebook),
+        ("networks", _networks),
+        ("workers", _workers),
     )
     return tuple(_safely(name, look) for name, look in looks)
 
@@ -139,14 +142,15 @@ def _generator() -> Check:
 
 
 def _decoders() -> Check:
-    from havir_explorer.decode.havir import Havir
+    from havir_explorer.decode import decoders
 
-    folder = paths.shipped_weights() / "havir"
-    subjects = sorted(path for path in folder.glob("subj*") if path.is_dir())
-    if not subjects:
-        return Check("decoders", "broken", f"no trained HAVIR under {folder}", "train one: havir train --dataset demo --subject subj01")
-    records = [Havir.load(path).manifest for path in subjects]
-    return Check("decoders", "fine", "; ".join(f"{r.subject}: {r.n_spatial} spatial and {r.n_semantic} semantic voxels" for r in records))
+    home = paths.shipped_weights()
+    folders = [(kind, folder) for kind in ("havir", "linear") for folder in sorted((home / kind).glob("subj*"))]
+    if not folders:
+        return Check("decoders", "broken", f"no trained decoder under {home}", "train one: havir train --dataset demo --subject subj01")
+    loaded = [(kind, decoders.load(folder).manifest) for kind, folder in folders]
+    said = (f"{kind} of {m.subject}: {m.n_spatial:,} spatial and {m.n_semantic:,} semantic voxels" for kind, m in loaded)
+    return Check("decoders", "fine", "\n".join(said))
 
 
 def _data() -> Check:
@@ -170,3 +174,21 @@ def _notebook() -> Check:
     if kernel == "7.0.0":
         return Check("notebook", "broken", "ipykernel 7.0.0 loses what threads display", "pip install --upgrade ipykernel")
     return Check("notebook", "fine", f"JupyterLab {lab}, ipykernel {kernel}")
+
+
+def _networks() -> Check:
+    from havir_explorer.measure import networks
+
+    known = networks.NETWORKS.values()
+    here = [network.name for network in known if networks.find(network)]
+    if len(here) == len(known):
+        return Check("networks", "fine", f"all {len(here)} feature networks of the literature's scores")
+    found = f"{len(here)} of the {len(known)} feature networks of the literature's scores; the teaching world's scores need none"
+    return Check("networks", "note", found, "to score as papers do, see: havir networks list")
+
+
+def _workers() -> Check:
+    if find_spec("distributed") is None:
+        return Check("workers", "note", "no Dask: sweeps and evaluations run in one process", "for more: pip install 'havir_explorer[cluster]'")
+    slurm = "SLURM jobs can be submitted from here" if shutil.which("sbatch") else "no SLURM on this machine"
+    return Check("workers", "fine", f"Dask {metadata.version('distributed')}; {slurm}")

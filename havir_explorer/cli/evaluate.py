@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,13 +13,13 @@ import typer
 
 from havir_explorer.cli.cluster import placed
 from havir_explorer.cli.options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
-from havir_explorer.cli.show import can_write, console, emit, names, progress_bar, table, write
+from havir_explorer.cli.show import can_write, console, duration, emit, names, progress_bar, size, table, write
 from havir_explorer.cluster import Where
-from havir_explorer.errors import RequestError
+from havir_explorer.errors import Cancelled, HavirError, OutputError, RequestError
 from havir_explorer.records import Repeats, Request
 
 if TYPE_CHECKING:
-    from havir_explorer.evaluate import Evaluation
+    from havir_explorer.evaluate import Evaluation, Expected
     from havir_explorer.measure import Tower
 
 _D = Request()
@@ -44,7 +48,7 @@ def evaluate(
     as_table: Annotated[str, typer.Option("--table", help="Write the table as md, csv, latex or json. [what --out ends in]")] = "",
     out: Annotated[Path | None, typer.Option("--out", help="File for the table: .md, .csv, .tex or .json.")] = None,
     rows: Annotated[Path | None, typer.Option("--rows", help="Keep every picture's scores here: .parquet.")] = None,
-    keep: Annotated[Path | None, typer.Option("--keep", help="Keep the drawn pictures in this folder, to go on after a stop.")] = None,
+    keep: Annotated[Path | None, typer.Option("--keep", help="Keep the drawn pictures here for good. [until the table is made]")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score reconstructions of the test images, and of the controls that show what the brain added."""
@@ -52,11 +56,12 @@ def evaluate(
     from havir_explorer.evaluate import formats
     from havir_explorer.evaluate.sharing import drawing
 
-    written = _format(as_table, out)
+    arguments = (dataset, subject, limit, split, repeats, conditions, seed, generator, decoder, linear)
+    written, kept = _format(as_table, out), keep or _meanwhile(arguments)
     if rows is not None:
         can_write(rows, ".parquet")
     tower = _tower(clip, clip_weights, protocol)
-    with drawing(where) as drawer, progress_bar(f"evaluating {subject}") as show:
+    with _going_on(kept), drawing(where) as drawer, progress_bar(f"evaluating {subject}") as show:
         found = scoring.evaluate(
             dataset,
             subject,
@@ -72,11 +77,57 @@ def evaluate(
             networks=networks,
             split=split,
             repeats=_repeats(repeats),
-            drawer=scoring.kept(keep, _stamped, drawer) if keep else drawer,
+            drawer=scoring.kept(kept, _stamped, drawer, on_fault=None if keep else _not_kept()),
+            on_cost=lambda cost: _notice(_statement(cost, where, kept)),
         )
     if rows is not None:
         write(rows, lambda part: formats.write_rows(found, part))
     _print(found, written, out, as_json=as_json)
+    if keep is None:
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def _meanwhile(arguments: tuple[object, ...]) -> Path:
+    """Where the drawn pictures are until the table is made, so that the same command goes on after a stop."""
+    from havir_explorer import paths
+
+    return paths.cache_folder() / "evaluations" / hashlib.sha256(repr(arguments).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _going_on(kept: Path) -> Iterator[None]:
+    """Say after a stop how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, Cancelled, HavirError):
+        if any(kept.glob("*.npy")):
+            _notice(f"what is drawn is in {kept}; the same command goes on from there")
+        raise
+
+
+def _not_kept() -> Callable[[OutputError], None]:
+    """Say once that a picture could not be kept: the table can be made without."""
+    said: list[OutputError] = []
+
+    def say(fault: OutputError) -> None:
+        if not said:
+            _notice(f"{fault}; this evaluation goes on, but after a stop it would begin anew")
+        said.append(fault)
+
+    return say
+
+
+def _statement(cost: Expected, where: Where, kept: Path) -> str:
+    """Say what will be drawn, how long it should take and what it will write."""
+    seconds = duration(cost.seconds / where.side_by_side(cost.device))
+    assumed = "" if where.like_here(cost.device) else " if each worker were as fast as this machine"
+    many = f"{cost.images:,} test pictures under {cost.conditions} condition{'s' * (cost.conditions > 1)}"
+    known = ", going on with what is there" if kept.is_dir() else ""
+    return f"{many}: {cost.images * cost.conditions:,} to draw in {where}, about {seconds}{assumed}; kept in {kept}{known} (at most {size(cost.bytes)})"
+
+
+def _notice(sentence: str) -> None:
+    console(to_stderr=True).print(sentence)
 
 
 def _print(found: Evaluation, written: str, out: Path | None, *, as_json: bool) -> None:

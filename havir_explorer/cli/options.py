@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-DatasetOption = Annotated[str, typer.Option("--dataset", help="'demo', or the folder of an NSD tree.")]
+_WORDS = ("", "demo", "linear")
+
+
+def anywhere(name: str | None) -> str | None:
+    """Return a folder's name as it holds in every working directory, and the same however it was typed; what is no folder stays as it is.
+
+    A request's key, a recipe and a worker elsewhere need the folder, not the way to it from here. A data set's ``#convention`` and a decoder's
+    ``{subject}`` stay.
+    """
+    if name is None or name in _WORDS:
+        return name
+    place, mark, convention = (name, "", "") if Path(name).expanduser().is_dir() else name.rpartition("#")
+    if "{subject}" in name:
+        place, mark, convention = name, "", ""
+    elif not place or not Path(place).expanduser().is_dir():
+        return name
+    return os.path.normpath(Path(place).expanduser().absolute()) + mark + convention
+
+
+DatasetOption = Annotated[str, typer.Option("--dataset", callback=anywhere, help="'demo', or the folder of a data set.")]
 SubjectOption = Annotated[str, typer.Option("--subject", help="subj01 and so on.")]
-DecoderOption = Annotated[str | None, typer.Option("--decoder", help="Folder of a trained HAVIR; the shipped one when left out.")]
-GeneratorOption = Annotated[str | None, typer.Option("--generator", help="Folder or cached hub id of a Versatile Diffusion, or 'demo'.")]
+DecoderOption = Annotated[
+    str | None, typer.Option("--decoder", callback=anywhere, help="Folder of a trained decoder, or 'linear'. [the shipped one, or what `havir train` wrote]")
+]
+GeneratorOption = Annotated[
+    str | None, typer.Option("--generator", callback=anywhere, help="Folder or cached hub id of a Versatile Diffusion, or 'demo'. [demo]")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from havir_explorer.cli.options import DatasetOption, JsonOption, SubjectOption
-from havir_explorer.cli.show import console, emit, progress_bar
+from havir_explorer.cli.show import console, duration, emit, progress_bar, size
 from havir_explorer.errors import RequestError
 
 if TYPE_CHECKING:
@@ -79,17 +79,8 @@ def _statement(plan: Plan, *, delete: bool) -> str:
     already = f" ({done} already prepared)" if done else ""
     parts = [
         f"{who}: {len(plan.numbers)} sessions{already}, {record.n_voxels:,} voxels of nsdgeneral and the ROIs, {record.dtype}, convention {record.convention}",
-        f"writes {_size(plan.bytes_to_write)} to {plan.folder} ({_size(plan.bytes_free)} free), about {_duration(plan.seconds)}",
+        f"writes {size(plan.bytes_to_write)} to {plan.folder} ({size(plan.bytes_free)} free), about {duration(plan.seconds)}",
     ]
     if delete:
         parts.append("then deletes the original beta files, each after comparing it: voxels outside nsdgeneral and the ROIs are gone with them")
     return "\n".join(parts)
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{max(seconds, 1):.0f} s"
-

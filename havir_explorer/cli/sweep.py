@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from havir_explorer.cli.cluster import placed
-from havir_explorer.cli.options import JsonOption
-from havir_explorer.cli.show import console, emit, names, numbers, progress_bar, table
+from havir_explorer.cli.options import GeneratorOption, JsonOption, anywhere
+from havir_explorer.cli.show import console, duration, emit, names, numbers, progress_bar, size, table
 from havir_explorer.cluster import Where
 from havir_explorer.errors import Cancelled, HavirError
 from havir_explorer.records import Mask, Request, Settings
@@ -29,7 +29,7 @@ def sweep(
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder of the results; what is in it already is not drawn again.")],
     where: Where,
-    dataset: Annotated[str | None, typer.Option("--dataset", help=f"'demo', or the folder of a data set. [{_D.dataset}]")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", callback=anywhere, help=f"'demo', or the folder of a data set. [{_D.dataset}]")] = None,
     subjects: Annotated[str, typer.Option("--subjects", help="subj01,subj02 and so on.")] = _D.subject,
     trials: Annotated[str, typer.Option("--trials", help="0-based over the experiment: 0-9,20.")] = "0",
     seeds: Annotated[str, typer.Option("--seeds", help="Of the pictures' noise: 0-4.")] = "0",
@@ -43,8 +43,11 @@ def sweep(
     strength: Annotated[float | None, typer.Option("--strength", help=f"0 decoded latents only, 1 pure noise. [{_D.settings.strength}]")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help=f"Classifier-free guidance scale. [{_D.settings.guidance}]")] = None,
     mix: Annotated[float | None, typer.Option("--mix", help=f"0 image embedding only, 1 text embedding only. [{_D.settings.mix}]")] = None,
-    generator: Annotated[str | None, typer.Option("--generator", help="Folder or cached hub id of a Versatile Diffusion, or 'demo'.")] = None,
-    decoder: Annotated[str | None, typer.Option("--decoder", help="Folder of the trained HAVIR; {subject} in it stands for each subject's name.")] = None,
+    generator: GeneratorOption = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option("--decoder", callback=anywhere, help="Folder of the trained decoder, {subject} in it for each subject's name, or 'linear'. [as evaluate]"),
+    ] = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="Start from the settings of this picture or recipe; other options change them.")] = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Keep the pictures too, as PNG with their recipes inside.")] = False,
     as_json: JsonOption = False,
@@ -104,17 +107,10 @@ def _statement(made: Plan, settings: Settings, where: Where) -> str:
     already = f", {made.done:,} of them already there" if made.done else ""
     if not left:
         return f"all {made.total:,} pictures are in {made.folder} already"
-    many = f"{made.total:,} picture{'s' * (made.total > 1)} of {settings.steps} steps{already}"
-    room = f"writes at most {_size(made.bytes_to_write)} to {made.folder} ({_size(made.bytes_free)} free)"
-    return f"{many}; {left:,} to draw in {where}, about {_duration(made.seconds)}; {room}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{max(seconds, 1):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"
+    many = f"{made.total:,} picture{'s' * (made.total > 1)} of {settings.steps} step{'s' * (settings.steps > 1)}{already}"
+    room = f"writes at most {size(made.bytes_to_write)} to {made.folder} ({size(made.bytes_free)} free)"
+    assumed = "" if made.like_here else " if each worker were as fast as this machine"
+    return f"{many}; {left:,} to draw in {where}, about {duration(made.seconds)}{assumed}; {room}"
 
 
 def _report(means: pd.DataFrame, facts: dict[str, Any], *, as_json: bool) -> None:
@@ -127,3 +123,4 @@ def _report(means: pd.DataFrame, facts: dict[str, Any], *, as_json: bool) -> Non
     if facts["seen_in_training"]:
         console().print(f"{facts['seen_in_training']:,} of them show a stimulus that the decoder was trained on: these flatter")
     console().print(f"{facts['drawn']:,} drawn, {facts['already_there']:,} already there, {facts['wall_seconds']:.0f} s in {facts['where']}")
+    console().print(f"a row a picture in {facts['folder']}/rows: read them with havir_explorer.rows.read, or pandas.read_parquet")

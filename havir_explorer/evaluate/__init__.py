@@ -5,6 +5,7 @@ Two steps over frozen records: :func:`draw` makes the pictures of one chunk of t
 """
 
 from havir_explorer.evaluate.conditions import ALL, CONDITIONS, GROUPS, Condition
+from havir_explorer.evaluate.costs import Expected
 from havir_explorer.evaluate.drawing import BATCH, Chunk, chunks, draw
 from havir_explorer.evaluate.keeping import kept
 from havir_explorer.evaluate.run import Drawer, evaluate, gathered, in_turn
@@ -22,6 +23,7 @@ __all__ = [
     "Condition",
     "Drawer",
     "Evaluation",
+    "Expected",
     "Gauge",
     "Missing",
     "TestSet",

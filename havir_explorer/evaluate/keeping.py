@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from havir_explorer.evaluate.run import Drawer, in_turn
 from havir_explorer.records import SCORES_VERSION, Request, UInt8Array
 
 
-def kept(folder: Path, stamped: Callable[[Request], str], drawer: Drawer = in_turn) -> Drawer:
+def kept(folder: Path, stamped: Callable[[Request], str], drawer: Drawer = in_turn, *, on_fault: Callable[[OutputError], None] | None = None) -> Drawer:
     """Return a drawer that keeps what ``drawer`` draws and draws only what is not kept.
 
     Parameters
@@ -27,6 +29,8 @@ def kept(folder: Path, stamped: Callable[[Request], str], drawer: Drawer = in_tu
         A request to a digest of the files its pictures are drawn from: other weights or data are other pictures.
     drawer : callable
         Draws what is not there.
+    on_fault : callable, optional
+        Told that a chunk could not be kept, and the drawing goes on; without it that stops the drawing.
 
     Raises
     ------
@@ -43,7 +47,12 @@ def kept(folder: Path, stamped: Callable[[Request], str], drawer: Drawer = in_tu
             yield place, _read(files[place], len(planned[place].nsd_ids))
         left = len(todo) / len(planned)
         for place, pictures in drawer([planned[place] for place in todo], lambda share, line: progress(1 - left * (1 - share), line)) if todo else ():
-            _write(files[todo[place]], pictures)
+            try:
+                _write(files[todo[place]], pictures)
+            except OutputError as fault:
+                if on_fault is None:
+                    raise
+                on_fault(fault)
             yield todo[place], pictures
 
     return draw
@@ -67,13 +76,14 @@ def _read(file: Path, count: int) -> UInt8Array:
 
 
 def _write(file: Path, pictures: UInt8Array) -> None:
-    part = file.with_name(f".{file.name}.part")
+    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")  # its own, because two evaluations may keep their pictures in one folder
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as opened:
             np.save(opened, pictures)
         part.replace(file)
     except OSError as fault:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         msg = f"cannot keep pictures in {file.parent}: {fault.strerror or fault}; make room or name another folder; what was kept stays"
         raise OutputError(msg) from fault

@@ -13,6 +13,7 @@ import pandas as pd
 from havir_explorer.diffuse.model import VersatileDiffusion
 from havir_explorer.errors import RequestError, WeightsMissing
 from havir_explorer.evaluate.conditions import CONDITIONS, Condition, chosen
+from havir_explorer.evaluate.costs import Expected, expected
 from havir_explorer.evaluate.drawing import Chunk, Progress, chunks, draw
 from havir_explorer.evaluate.scoring import Gauge, available, gauges, score
 from havir_explorer.evaluate.tables import Column, Evaluation
@@ -54,6 +55,7 @@ def evaluate(
     split: str = "",
     repeats: Repeats = "mean",
     drawer: Drawer = in_turn,
+    on_cost: Callable[[Expected], None] | None = None,
 ) -> Evaluation:
     """Redraw and score the test images of a subject.
 
@@ -85,6 +87,8 @@ def evaluate(
         Responses averaged over an image's presentations, or that to the first alone.
     drawer : callable
         Draws the chunks of a condition, in this process or elsewhere; see :data:`Drawer`.
+    on_cost : callable, optional
+        Told what it will take once that is known, before the first picture; raising stops the evaluation.
 
     Returns
     -------
@@ -112,6 +116,8 @@ def evaluate(
     used = _protocol(asked, tower, synthetic=data.synthetic)
     measures, missing = available(used, tower, networks)
     ready = gauges(used, measures, tested.stimuli, side=versatile.side, tower=tower, folder=networks, device=str(versatile.device))
+    if on_cost is not None:
+        on_cost(expected(wanted, requests, len(tested.nsd_ids), versatile.side))
     frames = []
     for place, condition in enumerate(wanted):
         planned = chunks(condition.name, tested.nsd_ids, requests[condition.decoder])
