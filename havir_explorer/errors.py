@@ -58,6 +58,12 @@ class Cancelled(Exception):
     """The user asked to stop; nothing half-done is kept."""
 
 
+def is_shortage(fault: BaseException) -> bool:
+    """Whether a fault is of memory; torch raises a class of its own on a GPU, and a plain RuntimeError on the CPU and on MPS."""
+    said = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError" or any(words in str(fault) for words in said)
+
+
 def nearest(asked: str, known: Iterable[str], count: int = 3) -> str:
     """Return the known names closest to ``asked`` as a phrase, for the end of an error's sentence."""
     names = list(known)

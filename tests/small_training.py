@@ -54,7 +54,8 @@ def share(folder: Path) -> None:
     """Train the structural branch without dropout, whose masks depend on how many processes there are."""
     still = OPTIONS.structural.model_copy(update={"dropout": 0.0, "block_dropout": 0.0})
     world = SmallWorld()
-    fit_branches(world, "subj01", small_targets(world), folder, branches=("structural",), steps=8, options=replace(OPTIONS, structural=still))
+    said = dict(notice=print, progress=lambda _share, line: print(line))  # noqa: C408
+    fit_branches(world, "subj01", small_targets(world), folder, branches=("structural",), steps=8, options=replace(OPTIONS, structural=still), **said)
 
 
 if __name__ == "__main__":

@@ -161,6 +161,17 @@ def test_evaluate_writes_its_table_and_rows(told, cache, tmp_path):
     assert pictures.stat().st_mtime_ns == before
 
 
+def test_evaluate_with_a_generator_without_towers_lists_the_clip_scores_as_missing(told, cache, tmp_path):
+    told("weights", "compact", "demo", "--to", tmp_path / "small", "--dtype", "float32")
+    asked = ("evaluate", "--limit", 2, "--conditions", "structure_only")
+    said, whole = told(*asked, "--generator", tmp_path / "small"), told(*asked)
+    assert said["conditions"] == {name: {score: scores[score] for score in ("PixCorr", "SSIM")} for name, scores in whole["conditions"].items()}
+    get = "havir weights compact CHECKPOINT --to FOLDER --towers"
+    assert [(m["metric"], m["get"]) for m in said["missing"]] == [("CLIP", get), ("CLIP-cos", get)]
+    told("weights", "compact", "demo", "--to", tmp_path / "seeing", "--dtype", "float32", "--towers")
+    assert told(*asked, "--generator", tmp_path / "seeing")["missing"] == []
+
+
 def test_evaluate_lists_the_metrics_that_lack_weights(told, cache, tmp_path):
     said = told("evaluate", "--limit", 2, "--conditions", "structure_only", "--protocol", "me2", "--networks", tmp_path)
     assert list(said["conditions"]["structure_only"]) == ["PixCorr", "SSIM"]

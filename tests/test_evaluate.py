@@ -18,7 +18,7 @@ from havir_explorer import measure
 from havir_explorer.decode.manifest import Manifest
 from havir_explorer.diffuse.sampler import Drawn
 from havir_explorer.errors import Cancelled, RequestError, WeightsMissing
-from havir_explorer.evaluate import drawing, run
+from havir_explorer.evaluate import drawing, formats, run
 from havir_explorer.records import Decoded, FloatArray, Request, Settings, UInt8Array
 
 BASE = Settings(seed=5, strength=0.5)
@@ -224,6 +224,19 @@ def test_a_generator_without_its_tower_is_refused_the_retrieval_and_scored_witho
     found = scoring.evaluate(conditions=("full",))
     assert [column.name for column in found.columns] == ["PixCorr", "SSIM"]
     assert [m.metric for m in found.missing] == ["CLIP", "CLIP-cos"]
+    assert {m.get for m in found.missing} == {"havir weights compact CHECKPOINT --to FOLDER --towers"}
+
+
+def test_conditions_that_nobody_named_are_not_left_out_silently(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Painter, "sees", lambda self: False)
+    found = scoring.evaluate(limit=2)
+    lines = [line for line in formats.markdown(found).splitlines() if line.startswith("- ") and " is missing" not in line]
+    assert [line.split("; ")[0].split(": ")[0] for line in lines[2:]] == [
+        "- nearest_image embeds the training images, and this generator has no CLIP image tower",
+        "- the condition linear needs a linear decoder",
+    ]
+    assert len(found.as_dict()["left_out"]) == 2
+    assert not scoring.evaluate(limit=2, conditions=("full",)).left_out
 
 
 def test_a_group_is_its_conditions(reader: Reader) -> None:

@@ -1,10 +1,12 @@
-"""``havir train --method linear``, on a small world."""
+"""``havir train`` on a small world: the linear baseline, and who reports."""
 
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from small_world import TEST, TRAIN, SmallEncoder, SmallWorld
 
 from havir_explorer import cli
 from havir_explorer.cli import train as cli_train
-from havir_explorer.decode import decoders
+from havir_explorer.decode import cohort, decoders, machine
 from havir_explorer.decode.targets import Targets, build
+from havir_explorer.errors import RequestError
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +55,44 @@ def test_it_goes_where_a_request_for_the_linear_decoder_looks(world: SmallWorld,
     assert "use it with --decoder" in " ".join(capfd.readouterr().out.split())
 
 
-@pytest.mark.parametrize("option", [["--steps", "5"], ["--branch", "semantic"], ["--mixco"], ["--edges", "pixels"], ["--tensorboard"]])
+@pytest.mark.parametrize(
+    "option", [["--steps", "5"], ["--branch", "semantic"], ["--mixco"], ["--edges", "pixels"], ["--tensorboard"], ["--batch", "8"], ["--size", "full"]]
+)
 def test_what_only_havir_has_is_refused(option: list[str], world: SmallWorld, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.command(["train", "--method", "linear", "--out", str(tmp_path), *option]) == 2
-    assert "--method linear has no steps" in " ".join(capfd.readouterr().err.split())
+    assert "--method linear has no steps, sizes or batches" in " ".join(capfd.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_processes_one_reports(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(machine, "leads", lambda device: False)
+    monkeypatch.setattr(cli_train, "trained", lambda *_, **__: [])
+    for json_ in ([], ["--json"]):
+        assert cli.command(["train", "--out", str(tmp_path), "--device", "cpu", *json_]) == 0
+        assert capfd.readouterr().out == ""
+
+
+def test_the_generator_is_let_go_before_the_training(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the published size it takes gigabytes of the same device."""
+
+    class Generator:
+        pass
+
+    def targets(*_: object) -> tuple[SimpleNamespace, Generator]:
+        model = Generator()
+        known.append(weakref.ref(model))
+        return SimpleNamespace(shapes=SimpleNamespace(latents=(4, 8, 8)), caption_target="mean", image_source="stimulus"), model
+
+    def fit(*_: object, **__: object) -> None:
+        alive.append(known[0]() is not None)
+        msg = "enough"
+        raise RequestError(msg)
+
+    known, alive = list[weakref.ref[Generator]](), list[bool]()
+    monkeypatch.setattr(cli_train, "_targets", targets)
+    monkeypatch.setattr(cohort, "fit_cohort", fit)
+    assert cli.command(["train", "--out", str(tmp_path), "--device", "cpu"]) == 2
+    assert alive == [False]
 
 
 def test_an_unknown_method_is_refused(capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -63,27 +64,36 @@ def train(
     On several GPUs: accelerate launch "$(command -v havir)" train --size full --dataset DIR …
     """
     from havir_explorer.cli import train_asked
-    from havir_explorer.decode.files import read
+    from havir_explorer.decode.enrol import BOTH
+    from havir_explorer.decode.machine import leads
     from havir_explorer.decode.targets import ImageSource
-    from havir_explorer.decode.train import BOTH
+    from havir_explorer.diffuse import device as devices
 
     began = time.perf_counter()
     asked = train_asked.asked(mixco=mixco, edges=edges, split_name=split, rois=rois)
     shape = train_asked.shape(size, options, epochs=epochs, batch=batch, patience=patience, precision=precision)
     branches = (one_of("--branch", branch, BOTH),) if branch else BOTH
     source = _Source(dataset, names(subject), generator or _D.generator, captions, one_of("--images", images, get_args(ImageSource)))
-    how = _How(branches, steps, seed, resume, device, tensorboard, _start(start_from, freeze=freeze), sessions)
+    how = _How(branches, steps, seed, resume, str(devices.device(device)), tensorboard, _start(start_from, freeze=freeze), sessions)
     linear = one_of("--method", method, METHODS) == "linear"
-    decoders = trained_linear(source, out, how, asked) if linear else trained(source, out, how, asked=asked, shape=shape)
+    decoders = (trained_linear if linear else trained)(source, out, how, asked=asked, shape=shape)
+    if not leads(how.device):
+        return
     if as_json:
         spent = round(time.perf_counter() - began, 1)
         facts = [_facts(folder, manifest, branches, spent) for folder, manifest in decoders]
         emit(facts[0] if len(facts) == 1 else {"decoders": facts, "wall_seconds": spent})
         return
     for folder, _ in decoders:
-        whole = linear or set(read(folder).branches) == set(BOTH)
-        use = f"use it with --decoder {folder}" if whole else f"the other branch is still missing: train it with the same --out and --branch {_other(branch)}"
-        console().print(f"wrote {folder}: {use}")
+        console().print(f"wrote {folder}: {_next(folder, branch, linear=linear)}")
+
+
+def _next(folder: Path, branch: str, *, linear: bool) -> str:
+    from havir_explorer.decode.files import PREFIXES, read
+
+    if linear or set(read(folder).branches) == set(PREFIXES):
+        return f"use it with --decoder {folder}"
+    return f"the other branch is still missing: train it with the same --out and --branch {_other(branch)}"
 
 
 def _facts(folder: Path, manifest: Manifest, branches: tuple[Branch, ...], seconds: float) -> dict[str, object]:
@@ -126,7 +136,7 @@ class _How:
     steps: int | None
     seed: int
     resume: bool
-    device: str | None
+    device: str
     tensorboard: bool
     start: Start | None
     sessions: int | None
@@ -147,23 +157,22 @@ def trained(source: _Source, out: Path | None, how: _How, *, asked: Asked, shape
     from havir_explorer.cli import train_asked
     from havir_explorer.decode.cohort import fit_cohort
     from havir_explorer.decode.enrol import Member
-    from havir_explorer.decode.machine import main_process_first
+    from havir_explorer.decode.machine import leads, main_process_first
     from havir_explorer.decode.options import Options
     from havir_explorer.decode.split import choose
-    from havir_explorer.diffuse import device
 
-    runs_on = str(device.device(how.device))
     tree = _tree(source.dataset, source.subjects)
     for subject in source.subjects:
         choose(tree.atlas(subject), asked.options(shape.changed(Options())).choice)  # said before anything is encoded
     members = [Member(tree, subject, folder) for subject, folder in zip(source.subjects, _folders(out, tree, source.subjects), strict=True)]
-    with main_process_first(runs_on):
+    with main_process_first(how.device):
         store, model = _targets(tree, source)
-    options = replace(asked.options(shape.options(store, runs_on)), caption_target=store.caption_target, image_source=store.image_source)
+    options = replace(asked.options(shape.options(store, how.device)), caption_target=store.caption_target, image_source=store.image_source)
     if how.sessions is not None:
         options = replace(options, sessions=_positive("--sessions", how.sessions))
     edges = train_asked.pixel_edges(tree, model) if options.pixel_edges else None
-    with progress_bar("training") as show:
+    del model  # its memory is the training's now
+    with progress_bar("training") if leads(how.device) else nullcontext() as show:
         manifests = fit_cohort(
             members,
             store,
@@ -175,7 +184,7 @@ def trained(source: _Source, out: Path | None, how: _How, *, asked: Asked, shape
             notice=_notice,
             resume=how.resume,
             options=options,
-            device=runs_on,
+            device=how.device,
             edges=edges,
             tensorboard=how.tensorboard,
             start=how.start,
@@ -190,7 +199,7 @@ def _positive(option: str, value: int) -> int:
     return value
 
 
-def trained_linear(source: _Source, out: Path | None, how: _How, asked: Asked) -> list[tuple[Path, Manifest]]:
+def trained_linear(source: _Source, out: Path | None, how: _How, *, asked: Asked, shape: Shape) -> list[tuple[Path, Manifest]]:
     """Fit each subject's linear decoder on every image that is not shared; return as :func:`trained`, and raise what that raises.
 
     Raises
@@ -199,16 +208,18 @@ def trained_linear(source: _Source, out: Path | None, how: _How, asked: Asked) -
         An option is given that only HAVIR's training has.
     """
     from havir_explorer.cli import train_linear
+    from havir_explorer.cli.train_asked import Shape
     from havir_explorer.decode.linear_fit import LinearOptions
     from havir_explorer.decode.split import Choice, choose
-    from havir_explorer.diffuse import device
 
-    havirs = (how.steps is not None, len(how.branches) == 1, how.tensorboard, how.start, how.sessions, asked.mixco, asked.pixels)
+    havirs = (how.steps is not None, len(how.branches) == 1, how.tensorboard, how.start, how.sessions, asked.mixco, asked.pixels, shape != Shape())
     if any(havirs):
-        msg = "--method linear has no steps and fits both branches: it takes --split, --rois, --captions, --images, --seed, --device and --out alone"
+        msg = (
+            "--method linear has no steps, sizes or batches and fits both branches: it takes --split, --rois, --captions, --images, --generator, --seed, "
+            "--device, --restart and --out alone"
+        )
         raise RequestError(msg)
-    runs_on, choice = str(device.device(how.device)), asked.choice or Choice()
-    runs_on = runs_on if runs_on.startswith("cuda") else "cpu"  # himalaya's other devices lose precision
+    choice, runs_on = asked.choice or Choice(), how.device if how.device.startswith("cuda") else "cpu"  # himalaya's other devices lose precision
     tree = _tree(source.dataset, source.subjects)
     for subject in source.subjects:
         choose(tree.atlas(subject), choice)  # said before anything is encoded

@@ -25,7 +25,7 @@ from havir_explorer.decode.manifest import Manifest, Record
 from havir_explorer.decode.objectives import OBJECTIVES
 from havir_explorer.decode.options import Options
 from havir_explorer.decode.pairs import Learner, Lesson, Pairs, pair
-from havir_explorer.decode.run import Notice, Plan, Progress, Run, remove
+from havir_explorer.decode.run import Notice, Plan, Progress, Run, checkpoint_bytes, remove
 from havir_explorer.decode.samples import held_count
 from havir_explorer.decode.targets import TargetSource
 from havir_explorer.errors import RequestError
@@ -104,13 +104,18 @@ def fit_cohort(
     if source:
         trunk.check(everyone[0].blank, branches, source)
     steps = steps or _steps(options, sum(len(one.samples.nsd_ids) for one in everyone))
-    costs = [cost(one.blank, options, branch, len(one.samples.trials)) for branch in branches for one in everyone]
-    check_disk(folder, costs)
+    machine = Machine(device, options.precision)
+    if machine.rank:
+        progress = notice = None  # one process speaks for all
+    _check_shares(machine, options)
+    drawing = {"structural": edges.needs if edges and options.pixel_edges else 0, "semantic": 0}
+    costs = [cost(one.blank, options, branch, len(one.samples.trials), drawing[branch]) for branch in branches for one in everyone]
+    check_disk(folder, costs, checkpoint_bytes(folder, branches))
     if notice:
-        notice("\n".join(f"{each}; {steps:,} steps of {options.batch} pictures" for each in costs))
+        notice("\n".join([f"{each}; {steps:,} steps of {options.batch} pictures" for each in costs] + _shares(machine, options, branches)))
     told = [seed, steps, *(one.blank.model_dump_json() for one in everyone), asdict(options), *_digest(start)]
     plan = Plan(options, steps, seed, json.dumps(told, default=lambda record: record.model_dump()), resume, tensorboard)
-    school = _School(everyone, targets, Machine(device, options.precision), folder, source, freeze=bool(start and start.freeze))
+    school = _School(everyone, targets, machine, folder, source, freeze=bool(start and start.freeze))
     taught = [school.teach(branch, plan, edges, _share(progress, number, len(branches)), notice) for number, branch in enumerate(branches)]
     record = _record(plan, members, school.machine, source, start, began)
     parts = [joined(one, [branch[place] for branch in taught], record, school.seen) for place, one in enumerate(everyone)]
@@ -150,11 +155,13 @@ class _School:
         trunk.share(made)
         if self.source:
             trunk.adopt(made[0], branch, self.source, freeze=self.freeze)
-        learner = Learner(*(module.to(self.machine.device) for module in made))
+        with self.machine.room(f"the {branch} branch"):
+            learner = Learner(*(module.to(self.machine.device) for module in made))
         run = Run(lesson, learner, plan, self.machine)
         run.loop(self.folder, progress=progress, notice=notice)
         self.machine.release()
-        modules.finish(lesson, learner, options)
+        with self.machine.room(f"the {branch} branch's repair"):
+            modules.finish(lesson, learner, options)
         ended = run.state.best_loss, run.state.best_step
         states = [{f"{PREFIXES[branch]}{name}": value.detach().cpu() for name, value in module.state_dict().items()} for module in made]
         return [Taught(branch, state, *ended, len(one.train), len(one.held)) for state, one in zip(states, lesson.pairs, strict=True)]
@@ -177,6 +184,21 @@ def _check(members: Sequence[Member], steps: int | None, options: Options, edges
     if options.pixel_edges and edges is None:
         msg = "edges in pixels need the generator's decoder and the stimuli, and none were given; give edges, or compare them in latents"
         raise RequestError(msg)
+
+
+def _check_shares(machine: Machine, options: Options) -> None:
+    if options.batch % machine.count:
+        msg = f"{machine.count} processes cannot share batches of {options.batch} pictures evenly; choose a --batch that is a multiple of {machine.count}"
+        raise RequestError(msg)
+
+
+def _shares(machine: Machine, options: Options, branches: Sequence[Branch]) -> list[str]:
+    """Say what several processes change besides the time."""
+    if machine.count == 1 or not any(OBJECTIVES[branch].mixes for branch in branches):
+        return []
+    each, contrasted = options.batch // machine.count, "and the semantic branch contrasts only these with each other"
+    more = f"--batch {options.batch * machine.count} contrasts {options.batch}, as one process does"
+    return [f"{machine.count} processes are shown {each} pictures of a batch each, {contrasted}; {more}"]
 
 
 def _steps(options: Options, pictures: int) -> int:

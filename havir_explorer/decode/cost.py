@@ -53,15 +53,15 @@ class Cost:
         )
 
 
-def cost(manifest: Manifest, options: Options, branch: Branch, trials: int) -> Cost:
-    """Estimate what training a branch takes, with responses to ``trials`` trials."""
+def cost(manifest: Manifest, options: Options, branch: Branch, trials: int, more: int = 0) -> Cost:
+    """Estimate what training a branch takes, with responses to ``trials`` trials and ``more`` bytes on the device for a loss of its own."""
     with torch.device("meta"):
         module = OBJECTIVES[branch].module(manifest)
     parameters = sum(p.numel() for p in module.parameters())
     at_once = options.batch * _FLOAT * (_structural(manifest) if branch == "structural" else _semantic(manifest))
     responses = trials * (manifest.n_spatial if branch == "structural" else manifest.n_semantic) * _FLOAT
     one = _FLOAT * parameters
-    return Cost(branch, parameters, _TRAINING * one + at_once, responses + one, _SAVED * one, 2 * parameters)
+    return Cost(branch, parameters, _TRAINING * one + at_once + more, responses + one, _SAVED * one, 2 * parameters)
 
 
 def _structural(manifest: Manifest) -> int:
@@ -77,19 +77,19 @@ def _semantic(manifest: Manifest) -> int:
     return _TRUNK * sizes.width * (sizes.blocks + 1) + _TOKENS * sum(count * width for count, width in shapes)
 
 
-def check_disk(folder: Path, costs: list[Cost]) -> None:
-    """Make sure that the folder has room for checkpoints and weights.
+def check_disk(folder: Path, costs: list[Cost], there: int = 0) -> None:
+    """Make sure that the folder has room for checkpoints and weights; ``there`` are the bytes of checkpoints that it holds and that will be replaced.
 
     Raises
     ------
     OutputError
         It has not.
     """
-    needed = sum(each.checkpoint_bytes + each.weights_bytes for each in costs) + max(each.checkpoint_bytes for each in costs)
-    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-    free = shutil.disk_usage(there).free
+    needed = sum(each.checkpoint_bytes + each.weights_bytes for each in costs) + max(each.checkpoint_bytes for each in costs) - there
+    home = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(home).free
     if free < needed:
-        msg = f"training needs {size(needed)} in {folder} for checkpoints and weights, but {size(free)} are free there; make room or choose another folder"
+        msg = f"training needs {size(needed)} more in {folder} for checkpoints and weights, but {size(free)} are free there; make room or choose another folder"
         raise OutputError(msg)
 
 
@@ -104,13 +104,15 @@ def duration(seconds: float) -> str:
 
 
 class Pace:
-    """Tells once, after the first steps of a process, how fast they are and how long the rest takes.
+    """Tells how fast steps are and how long the rest takes: after a process's first steps, and once more when looks and checkpoints are in the mean.
+
+    At the full size these may take as long as the steps: a checkpoint is as large as four copies of the weights, and disks differ.
 
     Parameters
     ----------
     branch : {'structural', 'semantic'}
-    batch : int
-        Pictures a step.
+    options : Options
+        Pictures a step, and steps between checkpoints.
     notice : callable, optional
         Told in a sentence.
     """
@@ -118,20 +120,27 @@ class Pace:
     WARM, ENOUGH, SECONDS = 3, 20, 10.0
     """Steps that do not count, steps that tell enough, and a time after which fewer do."""
 
-    def __init__(self, branch: Branch, batch: int, notice: Callable[[str], None] | None) -> None:
-        self._branch, self._batch, self._notice = branch, batch, notice
-        self._steps, self._began = -self.WARM, 0.0
+    def __init__(self, branch: Branch, options: Options, notice: Callable[[str], None] | None) -> None:
+        self._branch, self._batch, self._notice = branch, options.batch, notice
+        self._steps, self._began, self._told = -self.WARM, 0.0, False
+        self._round = max(options.save_every, options.check_every, self.ENOUGH + 1)
 
     def step(self, left: int) -> None:
         """Count a step; ``left`` are to come."""
         self._steps += 1
         if self._steps == 0:
             self._began = time.perf_counter()
-        if self._notice is None or self._steps < 1:
+        if self._notice is None or self._steps < 1 or not left:
             return
         taken = time.perf_counter() - self._began
-        if self._steps >= self.ENOUGH or taken >= self.SECONDS:
-            each = taken / self._steps
-            pace = f"{each:.3g} s a step, {self._batch / each:,.0f} pictures a second"
-            self._notice(f"{self._branch} branch: {pace}; the {left:,} steps left take about {duration(left * each)} at most")
-            self._notice = None
+        if self._steps == self._round:
+            self._say(taken, left, "counting looks at held-out pictures and checkpoints")
+        elif not self._told and (self._steps >= self.ENOUGH or taken >= self.SECONDS):
+            self._say(taken, left, "and looks at held-out pictures and checkpoints besides")
+
+    def _say(self, taken: float, left: int, how: str) -> None:
+        each = taken / self._steps
+        pace = f"{each:.3g} s a step, {self._batch / each:,.0f} pictures a second"
+        if self._notice is not None:
+            self._notice(f"{self._branch} branch: {pace}; the {left:,} steps left take about {duration(left * each)}, {how}")
+        self._told = True

@@ -33,10 +33,13 @@ class PixelEdges:
         Scaled latents, float (n, 4, h, w), to pictures, float (n, 3, H, W) in [0, 1]; gradients pass. Its own weights must be frozen.
     stimuli : callable
         NSD ids, int64 (n,), to the pictures shown, float (n, 3, H, W) in [0, 1] at the decoder's side, on any device.
+    needs : int
+        Bytes on the device for one picture's gradient, about: more than all else that trains the branch.
     """
 
     decode: Callable[[Tensor], Tensor]
     stimuli: Callable[[IntArray], Tensor]
+    needs: int = 0
 
     def loss(self, predicted: Tensor, nsd_ids: IntArray) -> Tensor:
         """Return the mean absolute difference of edges, float ().

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast, reduce
 from torch import Tensor, nn
 
 from havir_explorer.decode.options import Precision
-from havir_explorer.errors import RequestError
+from havir_explorer.errors import DeviceOutOfMemory, RequestError, is_shortage
+
+_PATIENCE = timedelta(days=7)
+"""How long processes wait for each other: one may encode all stimuli meanwhile, and torch's own limit is ten minutes on GPUs."""
 
 
 class Machine:
@@ -32,6 +36,8 @@ class Machine:
     ------
     RequestError
         The device has no such number format.
+    DeviceOutOfMemory
+        By :meth:`room`.
     """
 
     def __init__(self, device: str = "cpu", precision: Precision = "no") -> None:
@@ -41,10 +47,14 @@ class Machine:
             raise RequestError(msg)
         if asked.type == "cuda" and asked.index is not None:
             torch.cuda.set_device(asked)
-        if PartialState().num_processes == 1:  # accelerate's state is the process's: without this a second training here would get the first one's
+        if _processes(device).num_processes == 1:  # accelerate's state is the process's: without this a second training here would get the first one's
             AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - it offers no other way
         every = DistributedDataParallelKwargs(find_unused_parameters=True)  # the input layers of the subjects that a step does not draw
-        self._accelerator = Accelerator(cpu=asked.type == "cpu", mixed_precision=precision, device_placement=False, kwargs_handlers=[every])
+        try:
+            self._accelerator = Accelerator(cpu=asked.type == "cpu", mixed_precision=precision, device_placement=False, kwargs_handlers=[every])
+        except ValueError as fault:
+            msg = f"{device} cannot train in precision {precision} ({fault}); choose another --precision"
+            raise RequestError(msg) from fault
         self.device = self._accelerator.device if self.count > 1 else asked
 
     @property
@@ -87,6 +97,23 @@ class Machine:
             return value
         return float(reduce(torch.tensor(value, dtype=torch.float64, device=self.device), "mean"))
 
+    @contextmanager
+    def room(self, what: str) -> Iterator[None]:
+        """Say in a sentence that the device has no memory for ``what``.
+
+        Raises
+        ------
+        DeviceOutOfMemory
+            It has not.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as fault:
+            if not is_shortage(fault):
+                raise
+            msg = f"{what} does not fit into the memory of {self.device}: choose smaller sizes, end what else uses it, or take a device with more"
+            raise DeviceOutOfMemory(msg) from fault
+
     def wait(self) -> None:
         """Wait until every process is here."""
         self._accelerator.wait_for_everyone()
@@ -104,5 +131,14 @@ class Machine:
 @contextmanager
 def main_process_first(device: str) -> Iterator[None]:
     """Let process 0 do something before the others do it, such as making what they then only read."""
-    with PartialState(cpu=torch.device(device).type == "cpu").main_process_first():
+    with _processes(device).main_process_first():
         yield
+
+
+def leads(device: str) -> bool:
+    """Whether this is the process that reports for all."""
+    return bool(_processes(device).is_main_process)
+
+
+def _processes(device: str) -> PartialState:
+    return PartialState(cpu=torch.device(device).type == "cpu", timeout=_PATIENCE)

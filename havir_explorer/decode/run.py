@@ -21,7 +21,7 @@ from havir_explorer.decode.files import whole
 from havir_explorer.decode.machine import Machine
 from havir_explorer.decode.options import Options
 from havir_explorer.decode.pairs import Draw, Learner, Lesson, draw
-from havir_explorer.errors import DeviceOutOfMemory, TrainingDiverged, WeightsInvalid
+from havir_explorer.errors import DeviceOutOfMemory, TrainingDiverged, WeightsInvalid, is_shortage
 from havir_explorer.records import Branch
 
 Progress = Callable[[float, str], None]
@@ -124,7 +124,7 @@ class Run:
         TrainingDiverged
             The loss or its gradient is not finite any more; the last checkpoint stays.
         DeviceOutOfMemory
-            Not even one picture at a time fits.
+            Not even one picture at a time fits, or the optimiser's step or a look at the held-out pictures does not.
         WeightsInvalid
             The checkpoint is of another run.
         OutputError
@@ -135,7 +135,7 @@ class Run:
             self._restore(file)
         if self.machine.rank == 0 and self.plan.tensorboard and not self.over:
             self.board = Board(folder, self.branch, self.state.done)
-        pace = Pace(self.branch, options.batch, notice)
+        pace = Pace(self.branch, options, notice)
         while not self.over:
             loss = self._advance(notice)
             if self.state.done % options.check_every == 0 or self.state.done == self.plan.steps:
@@ -157,14 +157,17 @@ class Run:
             try:
                 loss = self._gradients(mine)
                 break
-            except (torch.OutOfMemoryError, MemoryError) as fault:
+            except (RuntimeError, MemoryError) as fault:
+                if not is_shortage(fault):
+                    raise
                 self._halve(len(mine.pictures), fault, notice)
         rate = self.lesson.objective.rate(options) * one_cycle(self.state.done / self.plan.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         if not self._finite(loss):
             raise TrainingDiverged(self._accusation(loss, drawn))
-        self.optimiser.step()
+        with self.machine.room(f"a step of the {self.branch} branch's optimiser"):
+            self.optimiser.step()
         self.state.done += 1
         self.state.summed += loss
         return loss
@@ -196,7 +199,7 @@ class Run:
         return self.plan.seed, self.lesson.objective.number, self.state.done, use, self.machine.rank
 
     def _halve(self, pictures: int, fault: BaseException, notice: Notice | None) -> None:
-        """Show half as many pictures at once from now on; gradients are summed, so the batch stays as large."""
+        """Show half as many pictures at once from now on; gradients are summed, so the batch stays as large, but what is contrasted does not."""
         self.optimiser.zero_grad(set_to_none=True)
         at_once = math.ceil(pictures / self.state.parts)
         where = f"the memory of {self.machine.device}"
@@ -209,7 +212,9 @@ class Run:
         if self.machine.device.type == "cuda":
             torch.cuda.empty_cache()
         if notice:
-            notice(f"{at_once} pictures at once do not fit into {where}; going on with {math.ceil(at_once / 2)}, batches of {pictures} as before")
+            fewer = math.ceil(at_once / 2)
+            contrast = f", though only {fewer} are contrasted with each other" if self.lesson.objective.mixes else ""
+            notice(f"{at_once} pictures at once do not fit into {where}; going on with {fewer}, batches of {pictures} as before{contrast}")
 
     def _finite(self, loss: float) -> bool:
         """Whether a step leaves the weights finite: then every checkpoint is good."""
@@ -239,11 +244,13 @@ class Run:
     def _judge(self, folder: Path) -> None:
         """Look at the held-out pictures, keep the weights when they are the best so far, and draw the curve on."""
         state = self.state
-        loss = self.machine.agreed(self.held_out_loss())
+        with self.machine.room(f"a look at the {self.branch} branch's held-out pictures"):
+            loss = self.machine.agreed(self.held_out_loss())
         since = state.done - (self.points[-1].step if self.points else 0)
         self.points.append(Point(state.done, self.machine.mean(state.summed / since), loss, self.optimiser.param_groups[0]["lr"]))
         state.summed = 0.0
         if loss < state.best_loss:
+            self.best = {}  # two copies of the weights would be 4 GB at the full size
             state.best_loss, state.best_step, self.best = loss, state.done, self._copy()
         if self.machine.rank == 0:
             curve.write(curve.curve(folder, self.branch), self.points)
@@ -319,6 +326,12 @@ def _optimiser(module: nn.Module, options: Options) -> torch.optim.Optimizer:
 
 def _listed(nsd_ids: list[int]) -> str:
     return ", ".join(str(n) for n in nsd_ids[:8]) + (f" and {len(nsd_ids) - 8} more" if len(nsd_ids) > 8 else "")
+
+
+def checkpoint_bytes(folder: Path, branches: tuple[Branch, ...]) -> int:
+    """Return how much room a folder's checkpoints take."""
+    files = (checkpoint(folder, branch) for branch in branches)
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def remove(folder: Path, branches: tuple[Branch, ...]) -> None:

@@ -31,7 +31,7 @@ class Samples:
     trials : int64 (n_trials,)
         Every trial of these pictures.
     repeats : int64 (n, most repeats)
-        Places in ``trials``; padded with 0.
+        Places in ``trials``; padded with the picture's first.
     counts : int64 (n,)
         How many of the repeats are real.
     """
@@ -110,8 +110,10 @@ def collect(dataset: Dataset, subject: str, nsd_ids: IntArray, sessions: int = 0
         msg = f"a decoder of {subject} needs at least 20 pictures that are not shared test pictures; {dataset.name} has {len(ids)} with targets: add sessions"
         raise DataInvalid(msg)
     order = np.argsort(inverse, kind="stable")
-    repeats = np.zeros((len(ids), int(counts.max())), dtype=np.int64)
-    repeats[np.arange(repeats.shape[1]) < counts[:, None]] = order
+    real = np.arange(counts.max()) < counts[:, None]
+    repeats = np.empty(real.shape, dtype=np.int64)
+    repeats[real] = order
+    repeats = np.where(real, repeats, repeats[:, :1])
     return Samples(dataset, subject, ids, chosen.index.to_numpy(dtype=np.int64), torch.from_numpy(repeats), torch.from_numpy(counts))
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from havir_explorer.diffuse.model import VersatileDiffusion
-from havir_explorer.errors import DeviceOutOfMemory
+from havir_explorer.errors import DeviceOutOfMemory, is_shortage
 
 Notice = Callable[[str], None]
 """Called with a sentence about something that went wrong without spoiling a result."""
@@ -104,14 +104,9 @@ def enough(device: torch.device, pictures: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as fault:
-        if not _is_shortage(fault):
+        if not is_shortage(fault):
             raise
         advice = "ask for fewer at once" if pictures > 1 else "end what else uses it, load the model in float16 or bfloat16, or use a smaller model"
         count = f"{pictures} pictures at once do" if pictures > 1 else "one picture does"
         msg = f"{count} not fit into the memory of the {device.type} ({free(device) / 2**30:.1f} GiB free): {advice}"
         raise DeviceOutOfMemory(msg) from fault
-
-
-def _is_shortage(fault: BaseException) -> bool:
-    """Whether a fault is of memory; torch raises a class of its own on a GPU, and a plain RuntimeError on the CPU."""
-    return isinstance(fault, (MemoryError, torch.OutOfMemoryError)) or any(said in str(fault) for said in ("can't allocate memory", "not enough memory"))

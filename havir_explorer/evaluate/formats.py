@@ -25,8 +25,8 @@ def heading(found: Evaluation) -> str:
 
 
 def lacking(found: Evaluation) -> list[str]:
-    """Return one line for each metric that is missing."""
-    return [f"{m.metric} is missing: {m.file} is not on this machine; get it with: {m.get}" for m in found.missing]
+    """Return one line for each metric that is missing, then for each condition."""
+    return [f"{m.metric} is missing: {m.file} is not on this machine; get it with: {m.get}" for m in found.missing] + list(found.left_out)
 
 
 def grid(found: Evaluation) -> list[list[str]]:
@@ -64,7 +64,7 @@ def comma_separated(found: Evaluation) -> str:
         for column, cell in zip(found.columns, found.cells(name), strict=True):
             numbers = (cell.mean, cell.low, cell.high, column.chance)
             writer.writerow((name, column.name, *numbers, found.n_images, column.higher_is_better, found.protocol.name, column.protocol))
-        for line, missing in zip(lacking(found), found.missing, strict=True):
+        for line, missing in zip(lacking(found), found.missing, strict=False):
             writer.writerow((name, missing.metric, "", "", "", "", 0, "", found.protocol.name, line))
     return out.getvalue()
 

@@ -15,7 +15,7 @@ from havir_explorer.errors import RequestError, WeightsMissing
 from havir_explorer.evaluate.conditions import CONDITIONS, Condition, chosen
 from havir_explorer.evaluate.costs import Expected, expected
 from havir_explorer.evaluate.drawing import Chunk, Progress, chunks, draw
-from havir_explorer.evaluate.scoring import Gauge, available, gauges, score
+from havir_explorer.evaluate.scoring import TOWER, Gauge, available, gauges, score
 from havir_explorer.evaluate.tables import Column, Evaluation
 from havir_explorer.evaluate.testset import TestSet, collect
 from havir_explorer.measure import protocols
@@ -118,13 +118,14 @@ def evaluate(
     ready = gauges(used, measures, tested.stimuli, side=versatile.side, tower=tower, folder=networks, device=str(versatile.device))
     if on_cost is not None:
         on_cost(expected(wanted, requests, len(tested.nsd_ids), versatile.side))
+    left_out = () if asked_for else tuple(lack for condition in CONDITIONS.values() if (lack := _lacks(condition, versatile, linear)))
     frames = []
     for place, condition in enumerate(wanted):
         planned = chunks(condition.name, tested.nsd_ids, requests[condition.decoder])
         pictures = gathered(drawer(planned, partial(_part, tell, place, len(wanted))), planned)
         frames.append(pd.concat((_labels(condition, tested, base, used), score(pictures, ready)), axis=1))
     rows = pd.concat(frames, ignore_index=True)
-    return Evaluation(data.name, subject, data.synthetic, base, rows, tuple(_column(g) for g in ready), missing, used, split, repeats)
+    return Evaluation(data.name, subject, data.synthetic, base, rows, tuple(_column(g) for g in ready), missing, used, split, repeats, left_out)
 
 
 def gathered(drawn: Iterator[tuple[int, UInt8Array]], planned: Sequence[Chunk]) -> UInt8Array:
@@ -154,7 +155,7 @@ def _lacks(condition: Condition, versatile: VersatileDiffusion, linear: str) -> 
     if condition.decoder == "linear" and not linear:
         return "the condition linear needs a linear decoder: train one with `havir train --method linear`, or name its folder with --linear"
     if condition.pictures == "nearest" and not versatile.sees():
-        return "nearest_image embeds the training images, and this generator has no image_encoder; leave it out with --conditions, or use one that has"
+        return f"nearest_image embeds the training images, and this generator has no CLIP image tower; get one with: {TOWER}"
     return ""
 
 

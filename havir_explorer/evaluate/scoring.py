@@ -23,6 +23,8 @@ from havir_explorer.measure.records import Tower
 from havir_explorer.pipeline import at_side
 from havir_explorer.records import FloatArray, UInt8Array
 
+TOWER = "havir weights compact CHECKPOINT --to FOLDER --towers"
+"""What makes a generator's folder with CLIP towers, from a whole checkpoint."""
 GROUP = 32
 """Pictures that are resized at once."""
 
@@ -181,7 +183,7 @@ def _loaded(name: str, folder: Path | None, device: str) -> nn.Module:
 
 def _lacking(name: str, tower: Tower | None, folder: Path | None) -> tuple[str, str] | None:
     if name == OWN_NETWORK:
-        return None if tower else ("the generator's image_encoder", "havir weights fetch")
+        return None if tower else ("the generator's CLIP image tower", TOWER)
     if not name or networks.find(networks.network(name), folder):
         return None
     option = f" --to {shlex.quote(str(folder))}" if folder else ""

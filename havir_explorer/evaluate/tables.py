@@ -66,6 +66,8 @@ class Evaluation:
     protocol : Protocol
     split, repeats : str
         Which test images, and whether their responses are averaged.
+    left_out : tuple of str
+        Why conditions are not there that nobody named: a sentence each.
     """
 
     dataset: str
@@ -78,6 +80,7 @@ class Evaluation:
     protocol: Protocol = OWN
     split: str = ""
     repeats: str = "mean"
+    left_out: tuple[str, ...] = ()
 
     @property
     def n_images(self) -> int:
@@ -99,7 +102,14 @@ class Evaluation:
         metrics = {c.name: {"chance": c.chance, "higher_is_better": c.higher_is_better, "protocol": c.protocol} for c in self.columns}
         named = {"dataset": self.dataset, "subject": self.subject, "synthetic": self.synthetic, "settings": dataclasses.asdict(self.settings)}
         tested = {"split": self.split or "shared", "repeats": self.repeats, "protocol": self.protocol.name}
-        return {"n_images": self.n_images, **named, **tested, "metrics": metrics, "missing": [dataclasses.asdict(m) for m in self.missing]}
+        return {
+            "n_images": self.n_images,
+            **named,
+            **tested,
+            "metrics": metrics,
+            "missing": [dataclasses.asdict(m) for m in self.missing],
+            "left_out": self.left_out,
+        }
 
     def as_dict(self) -> dict[str, object]:
         """Return means and bootstrap intervals in the shape the command line prints as JSON."""
