@@ -16,6 +16,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name every torch reader knows
 
+_SMALL_MAP = 256
+"""Pixels of a batch up to which the convolution's own preparations take longer than its arithmetic."""
+
 
 class KeysValues(NamedTuple):
     """What one cross-attention layer makes of a condition: both (rows, heads, n_tokens, width of a head)."""
@@ -44,10 +47,10 @@ def residual(block: ResnetBlock2D, hidden: Tensor, moment: Tensor) -> Tensor:
     """Return the output of a residual block, (B, C, h, w); ``moment`` is :func:`timed`'s, of one row or of B."""
     inner = F.silu(block.norm1(hidden))
     if len(moment) == 1:
-        inner = F.conv2d(inner, block.conv1.weight, moment.flatten(), padding=1)
+        inner = _convolved(inner, block.conv1.weight, moment.flatten())
     else:
-        inner = F.conv2d(inner, block.conv1.weight, padding=1) + at_rows(moment, len(hidden))
-    inner = block.conv2(F.silu(block.norm2(inner)))
+        inner = _convolved(inner, block.conv1.weight, None) + at_rows(moment, len(hidden))
+    inner = _convolved(F.silu(block.norm2(inner)), block.conv2.weight, block.conv2.bias)
     return inner + (hidden if block.conv_shortcut is None else _pixelwise(block.conv_shortcut, hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
@@ -61,6 +64,16 @@ def at_rows(value: Tensor, rows: int) -> Tensor:
     """Return the value repeated to ``rows`` rows, without a copy where it has but one."""
     rest = value.ndim - 1
     return value.expand(rows, *(-1,) * rest) if len(value) in (1, rows) else value.repeat(rows // len(value), *(1,) * rest)
+
+
+def _convolved(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a convolution of 3x3 pixels; on the CPU a small map as one matrix product of its patches, in half the time."""
+    rows, channels, height, width = values.shape
+    if values.device.type != "cpu" or rows * height * width > _SMALL_MAP:
+        return F.conv2d(values, weight, bias, padding=1)
+    padded = F.pad(values.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    patches = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3).reshape(rows, height, width, 9 * channels)
+    return F.linear(patches, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def _pixelwise(layer: nn.Conv2d, values: Tensor) -> Tensor:
