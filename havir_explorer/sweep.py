@@ -22,7 +22,6 @@ from havir_explorer.data import open_dataset
 from havir_explorer.data.dataset import Atlas, Dataset
 from havir_explorer.decode.files import read_manifest
 from havir_explorer.diffuse import source
-from havir_explorer.diffuse.memory import LARGEST_BATCH
 from havir_explorer.errors import OutputError, RequestError, WeightsMissing
 from havir_explorer.paths import stamp
 from havir_explorer.records import Mask, Reconstruction, Request
@@ -31,6 +30,8 @@ from havir_explorer.spread import each
 
 Progress = Callable[[float, str], None]
 
+CHUNK_PICTURES = 32
+"""At most this many pictures are lost with a worker."""
 CHUNK_SECONDS = 60
 """About how long a chunk may take: what a lost worker or a stop can cost."""
 UNKNOWN = 8
@@ -209,7 +210,7 @@ def plan(wanted: Sequence[Request], folder: Path, where: Where = HERE, *, pictur
     cost = pipeline.cost(wanted[0])
     like_here = where.like_here(cost.device)
     together = int(CHUNK_SECONDS / max(cost.seconds, 1e-6)) if like_here else UNKNOWN
-    size = max(1, min(LARGEST_BATCH, together, math.ceil(len(todo) / (4 * where.hands))))
+    size = max(1, min(CHUNK_PICTURES, together, math.ceil(len(todo) / (4 * where.hands))))
     chunks = tuple(Chunk(tuple(some), made_from[some[0].subject], pictures) for some in _cut(todo, size))
     needed = len(todo) * (_ROW_BYTES + pictures * _picture_bytes(wanted[0]))
     free = shutil.disk_usage(folder).free

@@ -16,8 +16,8 @@ from havir_explorer.errors import DeviceOutOfMemory, is_shortage
 Notice = Callable[[str], None]
 """Called with a sentence about something that went wrong without spoiling a result."""
 
-LARGEST_BATCH = 32
-"""Beyond this many pictures a batch is no faster, and its first result comes late."""
+_LARGEST, _LARGEST_CPU = 32, 8
+"""Beyond this many pictures a batch is no faster, and its first result comes late; a CPU's caches hold few."""
 _WORKING = 40
 """Peak of a denoising step, in copies of its widest feature maps at full resolution: skips, both flows' gated layers, keys and values."""
 _PAINTING = 5
@@ -27,8 +27,13 @@ _SPARED = 0.5
 
 
 def fitting(model: VersatileDiffusion, wanted: int) -> int:
-    """Return how many of ``wanted`` pictures to denoise at once: 1 at least, :data:`LARGEST_BATCH` at most."""
-    return max(1, min(wanted, LARGEST_BATCH, int(free(model.device) * (1 - _SPARED) / picture_bytes(model))))
+    """Return how many of ``wanted`` pictures to denoise at once: 1 at least, :func:`largest` at most."""
+    return max(1, min(wanted, largest(model.device.type), int(free(model.device) * (1 - _SPARED) / picture_bytes(model))))
+
+
+def largest(device: str) -> int:
+    """Return how many pictures at most are worth denoising at once on a device, ``"cpu"`` or another."""
+    return _LARGEST_CPU if device == "cpu" else _LARGEST
 
 
 def picture_bytes(model: VersatileDiffusion) -> int:
