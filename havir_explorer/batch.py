@@ -9,11 +9,13 @@ from operator import attrgetter
 import numpy as np
 
 from havir_explorer.data import open_dataset
+from havir_explorer.data.dataset import Dataset
 from havir_explorer.diffuse.memory import Notice, fitting, in_batches
+from havir_explorer.diffuse.model import VersatileDiffusion
 from havir_explorer.diffuse.paint import paint
 from havir_explorer.diffuse.sampler import SHARED, generate
-from havir_explorer.pipeline import Clock, OnStep, Pictures, finished, masked, measured, models, scored
-from havir_explorer.records import Reconstruction, Request, Step
+from havir_explorer.pipeline import Clock, OnStep, Pictures, finished, masked, measured, models, scored, shown
+from havir_explorer.records import Reconstruction, Request, Score, Step, UInt8Array
 
 OnResult = Callable[[int, Reconstruction], None]
 """Called with a request's place in the list and its result, as soon as that is finished; raising stops the rest."""
@@ -90,12 +92,25 @@ def _together(group: Sequence[Request], on_step: OnStep | None, on_notice: Notic
         drawn = generate(generator, decoded, settings, on_step=lambda done, count, clean: clock.step(done, count, generator.preview(clean[0])))
         pictures = paint(generator, drawn.latents, on_notice=on_notice) if drawn.steps_run else structures
     with clock.stage("measure"):
-        found = [scored(dataset, generator, request, picture) for request, picture in zip(requests, pictures, strict=True)]
+        found = _scored(dataset, generator, requests, pictures)
     seconds = tuple((stage, spent / len(requests)) for stage, spent in clock.seconds)
     return [
         finished(request, dataset, decoder, Pictures(picture, structure, stimulus), scores, seconds, drawn)
         for request, picture, structure, (stimulus, scores) in zip(requests, pictures, structures, found, strict=True)
     ]
+
+
+def _scored(
+    dataset: Dataset, generator: VersatileDiffusion, requests: Sequence[Request], pictures: UInt8Array
+) -> list[tuple[UInt8Array, tuple[Score, ...]]]:
+    """Return each request's stimulus and scores; those of one stimulus are scored together."""
+    ids = np.array([shown(dataset, request) for request in requests])
+    found: dict[int, tuple[UInt8Array, tuple[Score, ...]]] = {}
+    for nsd_id in np.unique(ids):
+        places = np.flatnonzero(ids == nsd_id)
+        stimulus, scores = scored(dataset, generator, requests[places[0]], pictures[places])
+        found |= {int(place): (stimulus, one) for place, one in zip(places, scores, strict=True)}
+    return [found[place] for place in range(len(requests))]
 
 
 def _ignore(_step: Step) -> None:

@@ -72,7 +72,7 @@ def run(request: Request, *, on_step: OnStep | None = None) -> Reconstruction:
         drawn = generate(generator, decoded, [request.settings], on_step=lambda done, count, clean: clock.step(done, count, generator.preview(clean[0])))
         picture = paint(generator, drawn.latents)[0] if drawn.steps_run else structure
     with clock.stage("measure"):
-        stimulus, scores = scored(dataset, generator, request, picture)
+        stimulus, (scores,) = scored(dataset, generator, request, picture[None])
     return finished(request, dataset, decoder, Pictures(picture, structure, stimulus), scores, tuple(clock.seconds), drawn)
 
 
@@ -89,12 +89,12 @@ def masked(dataset: Dataset, request: Request, responses: FloatArray) -> FloatAr
     return masks.apply(responses, request.mask, dataset.atlas(request.subject), other=_filling(dataset, request))
 
 
-def scored(dataset: Dataset, generator: VersatileDiffusion, request: Request, picture: UInt8Array) -> tuple[UInt8Array, tuple[Score, ...]]:
-    """Return the request's stimulus at the picture's size, and the picture's scores against it."""
+def scored(dataset: Dataset, generator: VersatileDiffusion, request: Request, pictures: UInt8Array) -> tuple[UInt8Array, list[tuple[Score, ...]]]:
+    """Return the request's stimulus at the pictures' size, and the scores of pictures (n, H, W, 3) against it."""
     nsd_id = shown(dataset, request)
     stimulus = at_side(dataset.stimuli(np.array([nsd_id])), generator.side)[0]
     others, features = distractors(dataset, request.subject, generator, nsd_id)
-    return stimulus, measure.score(picture, stimulus, generator.image_features if generator.sees() else None, others, other_features=features)
+    return stimulus, measure.score(pictures, stimulus, generator.image_features if generator.sees() else None, others, other_features=features)
 
 
 def finished(

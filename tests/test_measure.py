@@ -14,6 +14,7 @@ from skimage.metrics import structural_similarity
 
 from havir_explorer import measure
 from havir_explorer.errors import RequestError, WeightsInvalid, WeightsMissing
+from havir_explorer.measure.pixels import crossed
 from havir_explorer.records import FloatArray, UInt8Array
 
 
@@ -105,7 +106,7 @@ def test_two_way_needs_two_pictures() -> None:
 
 
 def test_score_of_a_perfect_picture(stimuli: UInt8Array) -> None:
-    scores = {s.name: s for s in measure.score(stimuli[0], stimuli[0], mean_colour, stimuli[1:])}
+    scores = {s.name: s for s in measure.score(stimuli[:1], stimuli[0], mean_colour, stimuli[1:])[0]}
     assert list(scores) == list(measure.METRICS) == ["PixCorr", "SSIM", "CLIP", "CLIP-cos"]
     assert [scores[n].value for n in scores] == pytest.approx([1, 1, 1, 1])
     assert scores["CLIP"].chance == 0.5
@@ -115,13 +116,22 @@ def test_score_of_a_perfect_picture(stimuli: UInt8Array) -> None:
 
 
 def test_kept_features_of_the_others_change_nothing(pictures: UInt8Array, stimuli: UInt8Array) -> None:
-    fresh = measure.score(pictures[0], stimuli[0], mean_colour, stimuli[1:])
-    assert measure.score(pictures[0], stimuli[0], mean_colour, stimuli[1:], other_features=mean_colour(stimuli[1:])) == fresh
+    fresh = measure.score(pictures[:2], stimuli[0], mean_colour, stimuli[1:])
+    assert measure.score(pictures[:2], stimuli[0], mean_colour, stimuli[1:], other_features=mean_colour(stimuli[1:])) == fresh
+
+
+def test_pictures_scored_together_have_the_scores_they_have_alone(pictures: UInt8Array, stimuli: UInt8Array) -> None:
+    together = measure.score(pictures, stimuli[0], mean_colour, stimuli[1:])
+    alone = [measure.score(picture[None], stimuli[0], mean_colour, stimuli[1:])[0] for picture in pictures]
+    assert len({scores[0].value for scores in together}) == len(pictures)
+    for one, other in zip(together, alone, strict=True):
+        assert [(s.name, s.protocol) for s in one] == [(s.name, s.protocol) for s in other]
+        np.testing.assert_allclose([(s.value, s.chance) for s in one], [(s.value, s.chance) for s in other], atol=1e-6)
 
 
 def test_score_needs_other_stimuli(stimuli: UInt8Array) -> None:
     with pytest.raises(RequestError, match="at least one other test stimulus"):
-        measure.score(stimuli[0], stimuli[0], mean_colour, stimuli[:0])
+        measure.score(stimuli[:1], stimuli[0], mean_colour, stimuli[:0])
 
 
 # OpenCLIP
@@ -158,18 +168,23 @@ def test_an_open_clip_tower_is_named_with_its_checkpoint(tiny_tower: Path) -> No
     assert measure.open_clip_tower("tiny-tower", tiny_tower).name == f"OpenCLIP tiny-tower ({tiny_tower.name})"
 
 
-def test_one_picture_is_compared_with_every_stimulus(pictures: UInt8Array, stimuli: UInt8Array) -> None:
-    repeated = np.repeat(pictures[:1], len(stimuli), 0)
-    for compare in (measure.pixcorr, measure.ssim):
-        np.testing.assert_allclose(compare(pictures[:1], stimuli), compare(repeated, stimuli), atol=1e-6)
+def test_every_picture_is_compared_with_every_stimulus(pictures: UInt8Array, stimuli: UInt8Array) -> None:
+    for table, compare in zip(crossed(pictures[:3], stimuli), (measure.pixcorr, measure.ssim), strict=True):
+        assert table.shape == (3, len(stimuli))
+        for row, picture in zip(table, pictures, strict=False):
+            np.testing.assert_allclose(row, compare(np.repeat(picture[None], len(stimuli), 0), stimuli), atol=1e-6)
 
 
 def test_large_pictures_take_their_chance_from_ten_stimuli() -> None:
     rng = np.random.default_rng(0)
     others = rng.integers(0, 256, (40, 512, 16, 3), dtype=np.uint8).repeat(32, axis=2)
     picture, stimulus = others[0], others[1]
-    scores = {score.name: score for score in measure.score(picture, stimulus, lambda p: p[:, ::64, ::64].reshape(len(p), -1).astype(np.float32), others)}
+
+    def coarse(shown: UInt8Array) -> FloatArray:
+        return shown[:, ::64, ::64].reshape(len(shown), -1).astype(np.float32)
+
+    scores = {score.name: score for score in measure.score(picture[None], stimulus, coarse, others)[0]}
     assert "chance is the mean over 10 other stimuli" in scores["SSIM"].protocol
     assert "chance is the mean over 40 other stimuli" in scores["CLIP-cos"].protocol
     tenth = others[np.linspace(0, 39, 10).round().astype(int)]
-    assert scores["SSIM"].chance == pytest.approx(measure.ssim(picture[None], tenth).mean(), abs=1e-6)
+    assert scores["SSIM"].chance == pytest.approx(measure.ssim(np.repeat(picture[None], 10, 0), tenth).mean(), abs=1e-6)

@@ -98,9 +98,14 @@ def correlation_distance(left: FloatArray, right: FloatArray) -> FloatArray:
 
 
 def paired_r(left: FloatArray, right: FloatArray) -> FloatArray:
-    """Return Pearson's r of each pair of rows, float32 (n,) of (n, D); 0 where a row is one flat value. A single row goes with every other."""
-    one, other = np.broadcast_arrays(_unit(_centred(left)), _unit(_centred(right)))
-    return _dot(one, other)
+    """Return Pearson's r of each pair of rows, float32 (n,) of (n, D); 0 where a row is one flat value."""
+    return _dot(_unit(_centred(left)), _unit(_centred(right)))
+
+
+def crossed_r(left: FloatArray, right: FloatArray) -> FloatArray:
+    """Return Pearson's r of every row of one (m, D) with every row of the other (n, D), float32 (m, n)."""
+    product: FloatArray = (_unit(_centred(left)) @ _unit(_centred(right)).T).astype(np.float32)
+    return product
 
 
 def _dot(left: FloatArray, right: FloatArray) -> FloatArray:

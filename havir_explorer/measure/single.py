@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from havir_explorer.errors import RequestError
 from havir_explorer.measure.compare import cosine, two_way_one
-from havir_explorer.measure.pixels import SMALL, pixcorr, ssim
+from havir_explorer.measure.pixels import SMALL, crossed
 from havir_explorer.measure.protocols import OWN
 from havir_explorer.measure.records import Features, Metric
 from havir_explorer.records import FloatArray, Score, UInt8Array
@@ -16,19 +18,19 @@ METRICS = {measure.metric.name: measure.metric for measure in OWN.measures}
 
 
 def score(
-    picture: UInt8Array,
+    pictures: UInt8Array,
     stimulus: UInt8Array,
     features: Features | None,
     others: UInt8Array,
     *,
     other_features: FloatArray | None = None,
-) -> tuple[Score, ...]:
-    """Score one reconstruction.
+) -> list[tuple[Score, ...]]:
+    """Score reconstructions of one stimulus, each for itself.
 
     Parameters
     ----------
-    picture, stimulus : uint8 (H, W, 3)
-        Of one size.
+    pictures : uint8 (m, H, W, 3)
+    stimulus : uint8 (H, W, 3)
     features : callable or None
         The feature network of the CLIP scores; without one there are none.
     others : uint8 (n, H, W, 3)
@@ -38,8 +40,8 @@ def score(
 
     Returns
     -------
-    tuple of Score
-        In the order of :data:`METRICS`, those of CLIP left out without a feature network.
+    list of tuple of Score
+        For each picture, in the order of :data:`METRICS`, those of CLIP left out without a feature network.
 
     Raises
     ------
@@ -49,19 +51,31 @@ def score(
     if not len(others):
         msg = "scores need at least one other test stimulus to measure chance against; got none"
         raise RequestError(msg)
-    pair, some = stimulus[None], _some(others)
-    values = {
-        "PixCorr": (float(pixcorr(picture[None], pair)[0]), float(pixcorr(picture[None], some).mean())),
-        "SSIM": (float(ssim(picture[None], pair)[0]), float(ssim(picture[None], some).mean())),
-    }
-    counts = dict.fromkeys(values, len(some))
+    some = _some(others)
+    tables = crossed(pictures, np.concatenate((stimulus[None], some)))
+    found = [_Found(METRICS[name], table[:, 0], table[:, 1:].mean(1), len(some)) for name, table in zip(("PixCorr", "SSIM"), tables, strict=True)]
     if features is not None:
-        mine, true = features(np.stack((picture, stimulus)))
+        *ours, true = features(np.concatenate((pictures, stimulus[None])))
         theirs = features(others) if other_features is None else other_features
-        values["CLIP"] = (two_way_one(mine, true, theirs), 0.5)
-        values["CLIP-cos"] = (float(cosine(mine[None], true[None])[0]), float(cosine(np.broadcast_to(mine, theirs.shape), theirs).mean()))
-    counts |= dict.fromkeys(set(values) - set(counts), len(others))
-    return tuple(Score(m.name, *values[m.name], m.higher_is_better, m.protocol + _against(m, counts[m.name])) for m in METRICS.values() if m.name in values)
+        mine = np.stack(ours)
+        identified = np.array([two_way_one(one, true, theirs) for one in mine])
+        alike = np.array([cosine(np.broadcast_to(one, theirs.shape), theirs).mean() for one in mine])
+        found.append(_Found(METRICS["CLIP"], identified, np.full(len(mine), 0.5), len(others)))
+        found.append(_Found(METRICS["CLIP-cos"], cosine(mine, np.broadcast_to(true, mine.shape)), alike, len(others)))
+    return [tuple(row.score(picture) for row in found) for picture in range(len(pictures))]
+
+
+class _Found(NamedTuple):
+    """One metric of all pictures: values and chance (m,), and against how many stimuli."""
+
+    metric: Metric
+    values: FloatArray
+    chance: FloatArray
+    against: int
+
+    def score(self, row: int) -> Score:
+        protocol = self.metric.protocol + _against(self.metric, self.against)
+        return Score(self.metric.name, float(self.values[row]), float(self.chance[row]), self.metric.higher_is_better, protocol)
 
 
 def _some(others: UInt8Array) -> UInt8Array:
