@@ -81,7 +81,7 @@ def measure(branch: Branch, targets: Path, steps: int, batch: int, width: int) -
         run.loop(Path(folder), progress=lambda _share, _line: times.append(time.perf_counter()))
         written = checkpoint(Path(folder), branch).stat().st_size
     each = np.diff(times)
-    step = statistics.median(each[_WARM:-1])
+    step = statistics.median(each[min(_WARM, steps - 2) : -1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return Measured(str(cost.cost(manifest, options, branch, len(samples.trials))), step, float(each[-1] - step), written, peak)
 

@@ -139,12 +139,23 @@ def test_a_card_that_cannot_be_written_leaves_none(tmp_path: Path, monkeypatch: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "model.safetensors"]
 
 
+def test_where_a_training_started_is_said_when_it_started_elsewhere(tmp_path: Path) -> None:
+    saved(tmp_path)
+    alone = card.write(tmp_path).read_text()
+    assert "started from" not in alone
+    assert "trunk of" not in alone
+    assert "| image source | stimulus |" in alone
+    saved(tmp_path, record=RECORD.model_copy(update={"started_from": "subj02 of small, trunk frozen", "trunk_of": ("subj01", "subj03")}))
+    said = card.write(tmp_path).read_text()
+    assert "| started from | subj02 of small, trunk frozen |" in said
+    assert "| trunk of | subj01, subj03 |" in said
+
+
 @pytest.mark.parametrize("subject", ["subj01", "subj02"])
-def test_the_shipped_decoders_cards_are_of_their_files(subject: str) -> None:
-    folder = shipped_weights() / "havir" / subject
-    said = (folder / "card.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("method", ["havir", "linear"])
+def test_the_shipped_decoders_cards_are_of_their_files(method: str, subject: str) -> None:
+    folder = shipped_weights() / method / subject
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() in said
-    assert f"| voxels of the Structural Generator | {manifest.n_spatial:,} |" in said
-    assert f"| held out loss structural | {manifest.record.held_out_loss_structural:.5g} |" in said
-    assert "responses of this data set are simulated" in said
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert (folder / "card.md").read_text(encoding="utf-8") == card.text(manifest, digest)
+    assert "responses of this data set are simulated" in card.text(manifest, digest)

@@ -83,8 +83,27 @@ def test_pixel_edges_compare_the_generators_pictures_with_the_stimuli() -> None:
     found = pixel_edges(world, model)
     shown = found.stimuli(np.array([3, 1]))
     assert torch.equal(shown, resized(world.stimuli(np.array([3, 1])), model.side))
-    latents = torch.from_numpy(model.encode_latents(world.stimuli(np.array([3, 1]))))
-    assert 0 < float(found.loss(latents, np.array([3, 1]))) < 1
+    latents = torch.from_numpy(model.encode_latents(world.stimuli(np.array([3, 1])))).requires_grad_()
+    loss = found.loss(latents, np.array([3, 1]))
+    assert 0 < float(loss.detach()) < 1
+    torch.autograd.backward(loss)
+    at_once = latents.detach().clone().requires_grad_()
+    model.vae.disable_gradient_checkpointing()
+    torch.autograd.backward(found.loss(at_once, np.array([3, 1])))
+    assert torch.allclose(latents.grad, at_once.grad, atol=1e-7)  # what is kept changes nothing
+    assert found.needs == 36 * 8 * model.side**2 * 4
+
+
+def test_a_decoded_pictures_gradient_keeps_its_blocks_inputs_alone() -> None:
+    """What would be 8 GB at the published size is drawn again, block by block, for the gradient."""
+    model, calls = tiny_model(), list[int]()
+    found = pixel_edges(SmallWorld(), model)
+    block = model.vae.decoder.up_blocks[-1]
+    handle = block.register_forward_pre_hook(lambda *_: calls.append(1))
+    torch.autograd.backward(found.loss(torch.zeros(1, *model.latent_shape, requires_grad=True), np.array([3])))
+    handle.remove()
+    model.vae.disable_gradient_checkpointing()
+    assert len(calls) == 3  # forward, again for the whole decoder's gradient, and again for the block's own
 
 
 # sizes and files

@@ -14,6 +14,7 @@ from small_world import SmallWorld
 
 from havir_explorer.decode import branches, cost, machine
 from havir_explorer.decode.cost import Cost, Pace, check_disk
+from havir_explorer.decode.edges import PixelEdges
 from havir_explorer.decode.machine import Machine
 from havir_explorer.decode.objectives import Semantic, Structural
 from havir_explorer.decode.run import Run, checkpoint, checkpoint_bytes
@@ -49,6 +50,20 @@ def test_a_picture_that_does_not_fit_alone_is_a_sentence(shortage, world, target
     monkeypatch.setattr(Structural, "loss", failing(shortage))
     with pytest.raises(DeviceOutOfMemory, match="one picture at a time does not fit into the memory of cpu"):
         fit_branches(world, "subj01", targets, tmp_path, steps=2, options=OPTIONS)
+
+
+def test_what_edges_in_pixels_need_is_said_first(world, targets, tmp_path) -> None:
+    said = list[str]()
+
+    def stop(line: str) -> None:
+        said.append(line)
+        raise KeyboardInterrupt
+
+    edges = PixelEdges(lambda latents: latents, lambda nsd_ids: torch.zeros(1), needs=5 * 10**9)
+    for weight in (1.0, 0.0):
+        with pytest.raises(KeyboardInterrupt):
+            fit_branches(world, "subj01", targets, tmp_path, steps=2, options=replace(OPTIONS, pixel_edges=weight), edges=edges, notice=stop)
+    assert [line.count("about 5.00 GB on the device") for line in said] == [1, 0]
 
 
 def test_other_faults_are_not_taken_for_a_shortage(world, targets, tmp_path, monkeypatch) -> None:

@@ -18,6 +18,8 @@ from havir_explorer.diffuse.model import VersatileDiffusion, resized
 from havir_explorer.errors import RequestError, nearest
 
 WHERE = ("latents", "pixels")
+_MAPS = 36
+"""What a decoded picture's gradient needs, in feature maps of the decoder's narrowest block; measured at 256 px (benchmarks/RESULTS.md)."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,13 @@ def asked(*, mixco: bool, edges: str, split_name: str | None, rois: str | None) 
 
 
 def pixel_edges(tree: Dataset, generator: VersatileDiffusion) -> PixelEdges:
-    """Return what edges are compared with in pixels: the generator's decoder, and stimuli at its side."""
-    return PixelEdges(generator.decode_pixels, lambda nsd_ids: resized(tree.stimuli(nsd_ids), generator.side))
+    """Return what edges are compared with in pixels: the generator's decoder, and stimuli at its side.
+
+    The decoder's blocks keep nothing for the gradient but their inputs: at 512 px 5 GB instead of 8, for a third more time.
+    """
+    generator.vae.enable_gradient_checkpointing()
+    needs = _MAPS * int(generator.vae.config.block_out_channels[0]) * generator.side**2 * generator.vae.dtype.itemsize
+    return PixelEdges(generator.decode_pixels, lambda nsd_ids: resized(tree.stimuli(nsd_ids), generator.side), needs)
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,9 @@ def _sizes(m: Manifest) -> _Rows:
 
 def _training(m: Manifest) -> _Rows:
     left_out = ("versions", "hyper_parameters", *(("steps", "held_out", "best_step") if m.kind == "linear" else ()))
-    shown = ((name, value) for name, value in m.record if not name.startswith(left_out))
-    return ((_plain(name), _UNKNOWN if value == "" else f"{value:.5g}" if isinstance(value, float) else value) for name, value in shown)
+    none = [name for name in ("started_from", "trunk_of") if not getattr(m.record, name)]  # most decoders: said by silence
+    shown = ((name, value) for name, value in m.record if not name.startswith((*left_out, *none)))
+    return ((_plain(name), _shown(value)) for name, value in shown)
 
 
 def _limits(m: Manifest) -> str:
@@ -137,6 +138,12 @@ def _table(title: str, rows: _Rows) -> str:
 def _words(value: object) -> object:
     """Numbers of latents, image tokens and text tokens on one line."""
     return ", ".join(f"{part:.3g}" for part in value) if isinstance(value, tuple) else value
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else _UNKNOWN if value == "" else value
 
 
 def _plain(name: str) -> str:
