@@ -15,10 +15,11 @@ import numpy as np
 import torch._dynamo  # noqa: F401 - the first optimiser step imports it: once here rather than in every child
 from small_world import TEST, TRAIN, SmallEncoder, SmallWorld
 
-from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
+from havir_explorer.decode.cohort import fit_cohort
+from havir_explorer.decode.enrol import Member
+from havir_explorer.decode.manifest import Manifest, SemanticSizes, StructuralSizes
 from havir_explorer.decode.options import Options
 from havir_explorer.decode.targets import Targets, build
-from havir_explorer.decode.train import fit_branches
 
 STEPS = 14
 OPTIONS = Options(
@@ -34,6 +35,12 @@ OPTIONS = Options(
 
 def small_targets(world: SmallWorld) -> Targets:
     return build(world, np.arange(TRAIN + TEST), SmallEncoder())
+
+
+def fit_branches(world: SmallWorld, subject: str, targets: Targets, folder: Path, **asked) -> Manifest:
+    """Train a subject alone; what is asked for as in ``fit_cohort``."""
+    (manifest,) = fit_cohort((Member(world, subject, folder),), targets, folder, **asked)
+    return manifest
 
 
 def train(folder: Path, last: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_training import fit_branches
 from small_world import TEST, TRAIN, SmallEncoder, SmallWorld
 
 from havir_explorer.data.dataset import Atlas, Geometry, Roi
@@ -17,7 +18,6 @@ from havir_explorer.decode.enrol import Member
 from havir_explorer.decode.havir import Havir
 from havir_explorer.decode.manifest import SemanticSizes, StructuralSizes
 from havir_explorer.decode.options import Options
-from havir_explorer.decode.train import fit_branches
 from havir_explorer.decode.trunk import is_own
 from havir_explorer.errors import RequestError, WeightsInvalid
 

@@ -15,11 +15,12 @@ import pytest
 import small_training
 import torch
 from safetensors.torch import load_file
-from small_training import OPTIONS, STEPS, small_targets
+from small_training import OPTIONS, STEPS, fit_branches, small_targets
 from small_world import SPATIAL, TEST, TRAIN, VOXELS, SmallWorld
 
 from havir_explorer.decode import branches, cost, files
 from havir_explorer.decode.curve import TENSORBOARD, curve
+from havir_explorer.decode.enrol import BOTH
 from havir_explorer.decode.havir import Havir
 from havir_explorer.decode.machine import Machine
 from havir_explorer.decode.objectives import OBJECTIVES, Structural
@@ -27,7 +28,7 @@ from havir_explorer.decode.pairs import Learner, Lesson, draw, pair
 from havir_explorer.decode.run import Plan, Run, checkpoint
 from havir_explorer.decode.samples import collect
 from havir_explorer.decode.targets import Targets
-from havir_explorer.decode.train import BOTH, fit, fit_branches
+from havir_explorer.decode.train import fit
 from havir_explorer.errors import DataInvalid, OutputError, RequestError, TrainingDiverged, WeightsInvalid, WeightsMissing
 
 

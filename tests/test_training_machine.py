@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_training import OPTIONS, small_targets
+from small_training import OPTIONS, fit_branches, small_targets
 from small_world import SmallWorld
 
 from havir_explorer.decode import branches, cost, machine
@@ -19,7 +19,6 @@ from havir_explorer.decode.machine import Machine
 from havir_explorer.decode.objectives import Semantic, Structural
 from havir_explorer.decode.run import Run, checkpoint, checkpoint_bytes
 from havir_explorer.decode.targets import Targets
-from havir_explorer.decode.train import fit_branches
 from havir_explorer.errors import DeviceOutOfMemory, OutputError, RequestError
 
 SHORTAGES = (torch.OutOfMemoryError(), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))

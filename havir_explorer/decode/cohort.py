@@ -69,33 +69,60 @@ def fit_cohort(
 ) -> tuple[Manifest, ...]:
     """Train a branch after the other, on one subject or on several with one trunk, and save each subject's decoder.
 
-    Everything behind the input layer is shared (:mod:`~havir_explorer.decode.trunk`), as in MindEye2's shared-subject models (Scotti et al.
-    2024), which map voxels to a common space by one linear layer a subject. A step shows pictures of one subject, drawn at random. Each
-    decoder then runs alone; its manifest lists the training pictures of all subjects, because its trunk has seen them.
+    What several subjects share is everything behind the input layer (:mod:`~havir_explorer.decode.trunk`), as in MindEye2's shared-subject models
+    (Scotti et al. 2024), which map voxels to a common space by one linear layer a subject. A step shows pictures of one subject, drawn at random.
+    Each decoder then runs alone; its manifest lists the training pictures of all subjects, because its trunk has seen them. A branch's weights do
+    not depend on whether the other is trained in the same call.
 
     Parameters
     ----------
     members : sequence of Member
-        No subject of a data set twice.
+        No subject of a data set twice. A branch in a member's folder that is not trained stays as it is; a decoder can be loaded once both are there.
     targets : TargetSource
-        Of all their pictures.
+        Of any pictures, all of theirs among them; shared (test) pictures are never used. Read batch by batch.
     folder : Path
-        Receives the loss curves and, on the way, the checkpoints.
+        Receives each branch's loss curve and, on the way, its checkpoint.
+    branches : tuple of {'structural', 'semantic'}
+    steps : int, optional
+        Optimiser steps of each branch, 1 or more; left out, those of the options' epochs, or 1,500.
+    seed : int
+        Decides initial weights, held-out images, batches, mixing and dropout.
+    progress : callable, optional
+        Called with the share done in [0, 1] and a line with the losses. What it raises stops the run; the checkpoint stays.
+    notice : callable, optional
+        Called with what each branch will take before it starts, with its speed after the first steps, and when memory ran out.
+    resume : bool
+        Continue from the folder's checkpoints: on a CPU to the same weights as without the interruption, on a GPU but for the order in which it adds.
+    options : Options, optional
+    device : str
+        ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; where accelerate launched several processes, each takes its own GPU unless this is ``cpu``.
+    edges : PixelEdges, optional
+        The generator's decoder and the stimuli, where ``options`` compares edges in pixels.
+    tensorboard : bool
+        Write the curves for TensorBoard too.
     start : Start, optional
-        Another subject's decoder whose trunk is started from.
-    branches, steps, seed, progress, notice, resume, options, device, edges, tensorboard
-        As in :func:`~havir_explorer.decode.train.fit_branches`.
+        Another subject's decoder whose trunk is started from; its training pictures count as seen.
 
     Returns
     -------
     tuple of Manifest
-        In the order of ``members``.
+        In the order of ``members``, as saved. The weights are those of the step that was best on held-out images, per branch.
 
     Raises
     ------
-    HavirError
-        As :func:`~havir_explorer.decode.train.fit_branches`; RequestError for a subject named twice, WeightsInvalid where the decoder to start
-        from does not fit.
+    RequestError
+        A subject named twice, ``steps`` below 1, edges in pixels without a decoder, a batch that the processes cannot share evenly, or the device
+        lacks the number format.
+    DataInvalid
+        Too few training images, or targets that are not finite.
+    WeightsInvalid
+        The checkpoint is of another run, the branch that stays is of another decoder, or the decoder to start from does not fit.
+    TrainingDiverged
+        A loss is not finite any more; the last checkpoint stays.
+    DeviceOutOfMemory
+        Not even one picture at a time fits, or the weights and the optimiser do not.
+    OutputError
+        The disk is full or the folder cannot be written.
     """
     options, began = options or Options(), time.monotonic()
     _check(members, steps, options, edges)

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from scipy import stats
 
+from havir_explorer.errors import RequestError
 from havir_explorer.records import BoolArray, Branch, Contribution, FloatArray
+
+_One = TypeVar("_One")
+_Other = TypeVar("_Other")
+
+
+def of_branch(branch: Branch, structural: _One, semantic: _Other) -> _One | _Other:
+    """Return what belongs to a branch.
+
+    Raises
+    ------
+    RequestError
+        Unknown branch.
+    """
+    if branch not in ("structural", "semantic"):
+        msg = f"branch must be 'structural' or 'semantic'; got {branch!r}"
+        raise RequestError(msg)
+    return structural if branch == "structural" else semantic
 
 
 def percentiles(branch: Branch, sizes: FloatArray, mask: BoolArray) -> Contribution:

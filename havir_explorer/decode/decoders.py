@@ -27,7 +27,17 @@ class Decoder(Protocol):
     semantic: BoolArray
 
     def decode(self, responses: FloatArray) -> Decoded:
-        """Decode responses to all the voxels of the data set, float32 (B, n_voxels), z-scored; each row for itself.
+        """Decode responses, each row for itself.
+
+        Parameters
+        ----------
+        responses : float32 (B, n_voxels)
+            All voxels of the data set, z-scored; each branch picks its own columns.
+
+        Returns
+        -------
+        Decoded
+            float32 arrays in the CPU's memory; the image's first token has unit length, as the generator's own embeddings have it.
 
         Raises
         ------
@@ -36,10 +46,31 @@ class Decoder(Protocol):
         """
 
     def contribution(self, branch: Branch) -> Contribution:
-        """Return how much each voxel feeds a branch: in [0, 1], NaN where the branch does not read the voxel."""
+        """Return how much each voxel feeds a branch, read from the weights; weight is not information: correlated voxels share it.
+
+        Parameters
+        ----------
+        branch : {'structural', 'semantic'}
+
+        Returns
+        -------
+        Contribution
+            In [0, 1] (ties share their mean rank), NaN where the branch does not read the voxel.
+
+        Raises
+        ------
+        RequestError
+            Unknown branch.
+        """
 
     def save(self, folder: Path) -> None:
-        """Write it into a folder, whole or not at all."""
+        """Write float16 weights, both masks and the manifest into ``folder``, each file whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            The disk is full or the folder cannot be written.
+        """
 
 
 def load(folder: Path, *, device: str = "cpu") -> Decoder:
@@ -55,7 +86,7 @@ def load(folder: Path, *, device: str = "cpu") -> Decoder:
     Raises
     ------
     WeightsMissing
-        The folder or one of its files is absent.
+        The folder or one of its files is absent, or HAVIR's lacks one of its branches.
     WeightsInvalid
         A file cannot be read, or the two do not fit together.
     """

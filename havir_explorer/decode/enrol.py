@@ -75,7 +75,7 @@ class Taught:
 
 
 def enrol(member: Member, targets: TargetSource, options: Options, branches: Sequence[Branch]) -> Enrolled:
-    """Find out what a subject brings; errors as :func:`~havir_explorer.decode.train.fit_branches`."""
+    """Find out what a subject brings; errors as :func:`~havir_explorer.decode.cohort.fit_cohort`."""
     dataset, subject = member.dataset, member.subject
     split = choose(dataset.atlas(subject), options.choice)
     samples = collect(dataset, subject, targets.nsd_ids, options.sessions)

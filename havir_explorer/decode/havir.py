@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from havir_explorer.decode import files
 from havir_explorer.decode.blocks import Dropout, Repair, ResidualMLP, Upsampler, initialise
-from havir_explorer.decode.contribution import percentiles
+from havir_explorer.decode.contribution import of_branch, percentiles
 from havir_explorer.decode.files import Parts
 from havir_explorer.decode.manifest import Manifest, SemanticSizes, StructuralSizes
-from havir_explorer.errors import RequestError, WeightsInvalid, WeightsMissing
+from havir_explorer.errors import WeightsInvalid, WeightsMissing
 from havir_explorer.records import BoolArray, Branch, Contribution, Decoded, FloatArray
 
 
@@ -158,23 +158,7 @@ class Havir(nn.Module):
 
     @torch.inference_mode()
     def decode(self, responses: FloatArray) -> Decoded:
-        """Decode responses.
-
-        Parameters
-        ----------
-        responses : float32 (B, n_voxels)
-            All voxels of the data set, z-scored; each branch picks its own columns.
-
-        Returns
-        -------
-        Decoded
-            float32 arrays in the CPU's memory.
-
-        Raises
-        ------
-        RequestError
-            Another number of voxels, or a value that is not finite.
-        """
+        """Decode responses, as :meth:`Decoder.decode <havir_explorer.decode.decoders.Decoder.decode>`."""
         self.manifest.check_responses(responses)
         self.eval()
         spatial, semantic = (torch.from_numpy(responses[:, mask].astype(np.float32)).to(self.device) for mask in (self.spatial, self.semantic))
@@ -183,65 +167,22 @@ class Havir(nn.Module):
         return Decoded(latents.float().cpu().numpy(), image.float().cpu().numpy(), text.float().cpu().numpy())
 
     def contribution(self, branch: Branch) -> Contribution:
-        """Return how much each voxel feeds a branch, read from the weights.
+        """Return how much each voxel feeds a branch, as :meth:`Decoder.contribution <havir_explorer.decode.decoders.Decoder.contribution>`.
 
         Percentile, among the branch's voxels, of the L2 norm of the voxel's column in the first linear layer. HAVIR shows such maps without
-        a readable method; its sibling paper speaks of interpretable adapter weights. Weight is not information: correlated voxels share it.
-
-        Parameters
-        ----------
-        branch : {'structural', 'semantic'}
-
-        Returns
-        -------
-        Contribution
-            In [0, 1] (ties share their mean rank), NaN where the branch does not read the voxel.
-
-        Raises
-        ------
-        RequestError
-            Unknown branch.
+        a readable method; its sibling paper speaks of interpretable adapter weights.
         """
-        stems = {"structural": (self.structural_generator.stem, self.spatial), "semantic": (self.semantic_extractor.stem, self.semantic)}
-        if branch not in stems:
-            msg = f"branch must be 'structural' or 'semantic'; got {branch!r}"
-            raise RequestError(msg)
-        stem, mask = stems[branch]
-        return percentiles(branch, stem.get_parameter("0.weight").detach().norm(dim=0).cpu().numpy(), mask)
+        stem = of_branch(branch, self.structural_generator, self.semantic_extractor).stem
+        sizes = stem.get_parameter("0.weight").detach().norm(dim=0).cpu().numpy()
+        return percentiles(branch, sizes, of_branch(branch, self.spatial, self.semantic))
 
     def save(self, folder: Path) -> None:
-        """Write float16 weights, both masks and the manifest into ``folder``, each file whole or not at all.
-
-        Raises
-        ------
-        OutputError
-            The disk is full or the folder cannot be written.
-        """
+        """Write it into a folder, as :meth:`Decoder.save <havir_explorer.decode.decoders.Decoder.save>`."""
         files.write(folder, Parts(self.manifest, self.spatial, self.semantic, dict(self.state_dict())))
 
     @staticmethod
     def load(folder: Path, *, device: str = "cpu") -> Havir:
-        """Read a decoder back.
-
-        Parameters
-        ----------
-        folder : Path
-            Holds ``manifest.json`` and ``model.safetensors``.
-        device : str
-            Where the weights go, as float32.
-
-        Returns
-        -------
-        Havir
-            In evaluation mode.
-
-        Raises
-        ------
-        WeightsMissing
-            The folder, one of its files, or one of the two branches is absent.
-        WeightsInvalid
-            A file cannot be read, or the two do not fit together.
-        """
+        """Read a HAVIR back, in evaluation mode; arguments and errors as :func:`~havir_explorer.decode.decoders.load`."""
         parts = files.read(folder)
         parts.manifest.sizes()  # another kind of decoder is refused here
         for branch in files.PREFIXES:

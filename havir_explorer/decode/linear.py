@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from havir_explorer.decode import files
-from havir_explorer.decode.contribution import percentiles
+from havir_explorer.decode.contribution import of_branch, percentiles
 from havir_explorer.decode.files import Parts
 from havir_explorer.decode.manifest import Manifest
-from havir_explorer.errors import RequestError, WeightsInvalid
+from havir_explorer.errors import WeightsInvalid
 from havir_explorer.records import BoolArray, Branch, Contribution, Decoded, FloatArray
 
 HEADS = ("latents", "image", "text")
@@ -85,23 +85,7 @@ class LinearDecoder:
 
     @torch.inference_mode()
     def decode(self, responses: FloatArray) -> Decoded:
-        """Decode responses.
-
-        Parameters
-        ----------
-        responses : float32 (B, n_voxels)
-            All voxels of the data set, z-scored; each branch picks its own columns.
-
-        Returns
-        -------
-        Decoded
-            float32 arrays in the CPU's memory; the image's first token has unit length, as the generator's own embeddings have it.
-
-        Raises
-        ------
-        RequestError
-            Another number of voxels, or a value that is not finite.
-        """
+        """Decode responses, as :meth:`Decoder.decode <havir_explorer.decode.decoders.Decoder.decode>`."""
         self.manifest.check_responses(responses)
         device = self.latents.mean.device
         spatial, semantic = (torch.from_numpy(responses[:, mask].astype(np.float32)).to(device) for mask in (self.spatial, self.semantic))
@@ -112,62 +96,23 @@ class LinearDecoder:
         return Decoded(latents.cpu().numpy(), image.cpu().numpy(), text.cpu().numpy())
 
     def contribution(self, branch: Branch) -> Contribution:
-        """Return how much each voxel feeds a branch, read from the weights.
+        """Return how much each voxel feeds a branch, as :meth:`Decoder.contribution <havir_explorer.decode.decoders.Decoder.contribution>`.
 
-        Percentile, among the branch's voxels, of the L2 norm of the voxel's weights over all latents, or over all image and text tokens. Weight
-        is not information: correlated voxels share it.
-
-        Parameters
-        ----------
-        branch : {'structural', 'semantic'}
-
-        Returns
-        -------
-        Contribution
-            In [0, 1] (ties share their mean rank), NaN where the branch does not read the voxel.
-
-        Raises
-        ------
-        RequestError
-            Unknown branch.
+        Percentile, among the branch's voxels, of the L2 norm of the voxel's weights over all latents, or over all image and text tokens.
         """
-        reads = {"structural": ((self.latents,), self.spatial), "semantic": ((self.image, self.text), self.semantic)}
-        if branch not in reads:
-            msg = f"branch must be 'structural' or 'semantic'; got {branch!r}"
-            raise RequestError(msg)
-        heads, mask = reads[branch]
-        return percentiles(branch, torch.stack([head.power() for head in heads]).sum(0).cpu().numpy(), mask)
+        heads = of_branch(branch, (self.latents,), (self.image, self.text))
+        sizes = torch.stack([head.power() for head in heads]).sum(0).cpu().numpy()
+        return percentiles(branch, sizes, of_branch(branch, self.spatial, self.semantic))
 
     def save(self, folder: Path) -> None:
-        """Write float16 weights, both masks and the manifest into ``folder``, each file whole or not at all.
-
-        Raises
-        ------
-        OutputError
-            The disk is full or the folder cannot be written.
-        """
+        """Write it into a folder, as :meth:`Decoder.save <havir_explorer.decode.decoders.Decoder.save>`."""
         heads = zip(HEADS, (self.latents, self.image, self.text), strict=True)
         tensors = {f"{name}.{field}": getattr(head, field) for name, head in heads for field in _FIELDS}
         files.write(folder, Parts(self.manifest, self.spatial, self.semantic, tensors))
 
     @staticmethod
     def load(folder: Path, *, device: str = "cpu") -> LinearDecoder:
-        """Read a decoder back.
-
-        Parameters
-        ----------
-        folder : Path
-            Holds ``manifest.json`` and ``model.safetensors``.
-        device : str
-            Where the weights go, as float32.
-
-        Raises
-        ------
-        WeightsMissing
-            The folder or one of its files is absent.
-        WeightsInvalid
-            A file cannot be read, or the two do not fit together.
-        """
+        """Read a linear decoder back; arguments and errors as :func:`~havir_explorer.decode.decoders.load`."""
         found = files.read(folder)
         manifest = found.manifest
         wanted = zip(
