@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 from small_nsd import (
     BETAS,
     BRICK,
@@ -180,7 +181,7 @@ def test_missing_design_files(damaged: Tree, tmp_path: Path, part: str) -> None:
         damaged.nsd(tmp_path).trials("subj01")
 
 
-@pytest.mark.parametrize("harm", ["gone", "cut", "other columns", "other subject", "other pictures"])
+@pytest.mark.parametrize("harm", ["gone", "cut", "other columns", "no number", "other subject", "other pictures"])
 def test_damaged_behaviour(damaged: Tree, tmp_path: Path, harm: str) -> None:
     write_behaviour(damaged.root, damaged.nsd_ids, subject=2 if harm == "other subject" else 1)
     file = damaged.root / FUNC.parent / "behav" / "responses.tsv"
@@ -191,12 +192,15 @@ def test_damaged_behaviour(damaged: Tree, tmp_path: Path, harm: str) -> None:
         file.write_text("\n".join(lines[:900]))
     elif harm == "other columns":
         file.write_text("a\tb\n1\t2\n")
+    elif harm == "no number":
+        file.write_text("\n".join(lines).replace("500.0", "5oo"))
     elif harm == "other pictures":
         file.write_text("\n".join([lines[0], *lines[2:], lines[1]]))
     sentences = {
         "gone": "behaviour of subj01 not found",
         "cut": "has no row for trial 899",
         "other columns": "it needs the columns",
+        "no number": "could not convert string to float: '5oo'",
         "other subject": "trial 0 differs .* another subject",
         "other pictures": "trial 0 differs",
     }
@@ -209,6 +213,12 @@ def test_truncated_transform_and_stimulus_file(damaged: Tree, tmp_path: Path) ->
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(DataInvalid, match=r"volume-to-surface transform cannot be read: .*rh\.func1pt8-to-layerB1\.mgz"):
         damaged.nsd(tmp_path).surface("subj01")
+    for start, value in ((4, 0), (20, 99)):  # its first dimension, and its number format
+        content = bytearray(gzip.decompress((damaged.root / TRANSFORMS / "rh.func1pt8-to-layerB2.mgz").read_bytes()))
+        content[start : start + 4] = value.to_bytes(4, "big")
+        file.write_bytes(gzip.compress(content))
+        with pytest.raises(DataInvalid, match=r"is truncated or of another kind"):
+            damaged.nsd(tmp_path).surface("subj01")
     brick = damaged.root / BRICK
     brick.write_bytes(brick.read_bytes()[:3000])
     with pytest.raises(DataInvalid, match=r"nsd_stimuli\.hdf5 \([\d,]+ bytes\) is truncated or of another kind"):
@@ -220,6 +230,18 @@ def test_truncated_design(damaged: Tree, tmp_path: Path, kept: float) -> None:
     file = damaged.root / DESIGN / "nsd_expdesign.mat"
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(DataInvalid, match=r"experiment design cannot be read: .*nsd_expdesign\.mat \(.*\); download it again"):
+        damaged.nsd(tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["an error page", "flipped"])
+def test_design_that_is_something_else(damaged: Tree, tmp_path: Path, harm: str) -> None:
+    file = damaged.root / DESIGN / "nsd_expdesign.mat"
+    held = {name: value for name, value in loadmat(file).items() if not name.startswith("_")}
+    savemat(file, held, do_compression=True)  # as NSD's is
+    content = file.read_bytes()
+    middle = len(content) // 2
+    file.write_bytes(b"<html>403 Forbidden</html>\n" * 3 if harm == "an error page" else content[:middle] + bytes(8) + content[middle + 8 :])
     with pytest.raises(DataInvalid, match=r"experiment design cannot be read: .*nsd_expdesign\.mat \(.*\); download it again"):
         damaged.nsd(tmp_path)
 

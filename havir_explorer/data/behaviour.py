@@ -41,11 +41,11 @@ def read_behaviour(root: Path, subject: str, nsd_ids: IntArray) -> pd.DataFrame:
         table = pd.read_csv(file, sep="\t", usecols=_COLUMNS)
         trial = (table["SESSION"].astype(np.int64) - 1) * TRIALS + table.groupby("SESSION").cumcount()
         numbers = table[["SUBJECT", "RUN", "73KID"]].astype(np.int64)
+        answers = table[["ISCORRECT", "RT"]].astype(np.float64).set_axis(["is_correct", "reaction_time"], axis=1)
     except (ValueError, OSError) as error:
         msg = f"behaviour of {subject} cannot be read: {file} ({error}); it needs the columns {', '.join(_COLUMNS)}, so download it again"
         raise DataInvalid(msg) from error
     _check(file, subject, trial, numbers, nsd_ids)
-    answers = table[["ISCORRECT", "RT"]].astype(np.float64).set_axis(["is_correct", "reaction_time"], axis=1)
     found = answers.assign(run=numbers["RUN"], is_old=table["ISOLD"] == 1, missing=table["MISSINGDATA"] == 1)
     return found[["run", "is_old", "is_correct", "reaction_time", "missing"]].set_axis(pd.Index(trial, name="trial"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import uuid
 import zlib
@@ -13,13 +12,14 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHError
 
 from havir_explorer.errors import DataInvalid, DataMissing, OutputError
 
 Array = npt.NDArray[np.generic]
 Grid = tuple[int, int, int]
 
-UNREADABLE = (ImageFileError, OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile)
+UNREADABLE = (ImageFileError, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, NotImplementedError, MGHError, zlib.error)
 """What libraries raise for a file that is cut short or is something else."""
 
 
