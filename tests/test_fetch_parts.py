@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import threading
+import time
 from pathlib import Path
 
 import h5py
@@ -183,6 +184,20 @@ def test_pictures_come_out_of_a_brick_of_any_layout(server, tmp_path, layout):
     assert pictures.lacking(target, remote, np.arange(11)).tolist() == sorted(set(range(11)) - set(held.tolist()))
     assert [path.name for path in target.parent.iterdir()] == ["nsd_stimuli.hdf5"]
     assert target.stat().st_size < 20_000
+
+
+def test_many_pictures_are_looked_up_in_one_walk(monkeypatch, tmp_path):
+    with h5py.File(tmp_path / "brick.hdf5", "w") as file:
+        brick = file.create_dataset("imgBrick", (40_000, 1, 1, 3), np.uint8, chunks=(1, 1, 1, 3))
+        for number in range(0, 40_000, 2):
+            brick.id.write_direct_chunk((number, 0, 0, 0), bytes([number % 251] * 3))
+    monkeypatch.setattr(Bucket, "opened", lambda *_: (tmp_path / "brick.hdf5").open("rb"))
+    began = time.process_time()
+    found = pictures.layout(Bucket("http://localhost:9"), Remote("brick", 1, "x"), np.arange(0, 40_000, 5))
+    assert time.process_time() - began < 1, "a walk takes some hundredths, one a picture some seconds"
+    assert [corner[0] for corner in found.corners] == list(range(0, 40_000, 10)), "the others were never written"
+    content = (tmp_path / "brick.hdf5").read_bytes()
+    assert all(content[start:stop] == bytes([corner[0] % 251] * 3) for corner, (start, stop) in zip(found.corners, found.spans, strict=True))
 
 
 def test_pictures_of_another_release_do_not_count(server, tmp_path):

@@ -80,7 +80,8 @@ def unit(dtype: npt.DTypeLike) -> float:
 
 def whole_units(values: Stored) -> npt.NDArray[np.float64]:
     """Return values in percent times 300: whole numbers, so that sums are exact and a constant voxel's deviation is exactly 0."""
-    return np.rint(values.astype(np.float64) * (PERCENT / unit(values.dtype)))
+    exact = values.astype(np.float64)
+    return exact if values.dtype == np.int16 else np.rint(exact * PERCENT)
 
 
 def folder(root: Path, subject: str, preparation: str = DEFAULT.preparation) -> Path:
@@ -239,5 +240,7 @@ def moments(raw: Stored, block: int = 4096, trials: BoolArray | None = None) -> 
     rows = slice(None) if trials is None else trials
     for start in range(0, raw.shape[1], block):  # float64 sums without a float64 copy of the whole session
         columns = whole_units(raw[rows, start : start + block])
-        result[:, start : start + block] = columns.mean(axis=0) / PERCENT, columns.std(axis=0) / PERCENT
+        total, squares, count = columns.sum(axis=0), np.einsum("tv,tv->v", columns, columns), len(columns)
+        variance = (count * squares - np.square(total)) / count**2  # of whole numbers: nothing is rounded before the division
+        result[:, start : start + block] = total / count / PERCENT, np.sqrt(variance) / PERCENT
     return result

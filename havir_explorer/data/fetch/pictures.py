@@ -6,9 +6,7 @@ chunked file of the full shape. Its data set ``present`` says which pictures it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import h5py
@@ -106,12 +104,10 @@ def layout(bucket: Bucket, remote: Remote, ids: IntArray) -> Layout:
         rows = np.unique(ids // brick.chunks[0])
         held = (rows[:, None] * brick.chunks[0] + np.arange(brick.chunks[0])).ravel()
         held = held[held < len(brick)]
-        corners = [corner for row in rows.tolist() for corner in _corners(row, brick)]
-        found = [(corner, brick.id.get_chunk_info_by_coord(corner)) for corner in corners]
-        chunks = [(corner, info) for corner, info in found if info.byte_offset is not None]  # one never written is fill, there as here
-        spans = tuple((info.byte_offset, info.byte_offset + info.size) for _, info in chunks)
-        masks = tuple(info.filter_mask for _, info in chunks)
-        return Layout(brick.shape, brick.id.get_create_plist(), tuple(corner for corner, _ in chunks), masks, spans, held, brick[int(held[0])])
+        chunks = _chunks(brick, set((rows * brick.chunks[0]).tolist()))  # those that were written: the others are fill, there as here
+        spans = tuple((info.byte_offset, info.byte_offset + info.size) for info in chunks)
+        corners, masks = tuple(info.chunk_offset for info in chunks), tuple(info.filter_mask for info in chunks)
+        return Layout(brick.shape, brick.id.get_create_plist(), corners, masks, spans, held, brick[int(held[0])])
 
 
 def _contiguous(brick: h5py.Dataset, ids: IntArray) -> Layout:
@@ -124,10 +120,16 @@ def _contiguous(brick: h5py.Dataset, ids: IntArray) -> Layout:
     return Layout(brick.shape, properties, tuple((i, 0, 0, 0) for i in ids.tolist()), (0,) * len(ids), spans, ids, sample)
 
 
-def _corners(row: int, brick: h5py.Dataset) -> Iterator[Corner]:
-    """Yield the first element of each chunk in a row of chunks, which holds one or more pictures."""
-    steps = [range(0, extent, chunk) for extent, chunk in zip(brick.shape[1:], brick.chunks[1:], strict=True)]
-    yield from product((row * brick.chunks[0],), *steps)
+def _chunks(brick: h5py.Dataset, firsts: set[int]) -> list[h5py.h5d.StoreInfo]:
+    """Find the chunks whose first picture is one of ``firsts``, in one walk through the index: looking up each walks through it anew."""
+    found: list[h5py.h5d.StoreInfo] = []
+
+    def keep(info: h5py.h5d.StoreInfo) -> None:
+        if info.chunk_offset[0] in firsts:
+            found.append(info)
+
+    brick.id.chunk_iter(keep)
+    return sorted(found, key=lambda info: info.chunk_offset)
 
 
 def assemble(part: Path, plan: Layout, remote: Remote, target: Path) -> None:
