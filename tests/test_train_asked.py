@@ -152,6 +152,7 @@ def test_a_file_that_cannot_be_meant_is_refused(text: str, words: str, tmp_path:
         (("--size", "huge"), "--size takes small or full; got 'huge'"),
         (("--branch", "both"), "--branch takes structural or semantic; got 'both'"),
         (("--precision", "int8"), "--precision takes no or bf16 or fp16; got 'int8'"),
+        (("--steps", "9", "--epochs", "2"), "--steps 9 and --epochs 2 both say how long to train"),
         (("--batch", "0"), "--batch must be 1 or more; got 0"),
         (("--device", "abacus"), "device 'abacus' was asked for"),
         (("--options", "missing.toml"), "the options in missing.toml cannot be read"),

@@ -12,7 +12,7 @@ import torch
 from small_training import OPTIONS, fit_branches, small_targets
 from small_world import SmallWorld
 
-from havir_explorer.decode import branches, cost, machine
+from havir_explorer.decode import branches, cost, machine, run
 from havir_explorer.decode.cost import Cost, Pace, check_disk
 from havir_explorer.decode.edges import PixelEdges
 from havir_explorer.decode.machine import Machine
@@ -133,6 +133,23 @@ def test_the_time_left_is_told_again_with_looks_and_checkpoints(monkeypatch) -> 
         f"semantic branch: 0.1 s a step, 100 pictures a second; the 977 steps left take about 98 s, and {looks} besides",
         f"semantic branch: 0.3 s a step, 33 pictures a second; the 897 steps left take about 4 min, counting {looks}",
     ]
+
+
+def test_the_record_counts_the_time_before_a_stop_too(world, targets, tmp_path, monkeypatch) -> None:
+    now, steps = [0.0], [0]
+    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
+
+    def hear(share: float, line: str) -> None:
+        now[0] += 10
+        steps[0] += 1
+        if steps[0] == 8:  # two steps after the last checkpoint
+            raise KeyboardInterrupt
+
+    asked = {"branches": ("structural",), "steps": 12, "options": OPTIONS, "progress": hear}
+    with pytest.raises(KeyboardInterrupt):
+        fit_branches(world, "subj01", targets, tmp_path, **asked)
+    now[0] += 1000
+    assert fit_branches(world, "subj01", targets, tmp_path, **asked).record.seconds == 50 + 50
 
 
 # number formats and processes

@@ -72,6 +72,9 @@ def train(
     began = time.perf_counter()
     asked = train_asked.asked(mixco=mixco, edges=edges, split_name=split, rois=rois)
     shape = train_asked.shape(size, options, epochs=epochs, batch=batch, patience=patience, precision=precision)
+    if steps is not None and epochs is not None:
+        msg = f"--steps {steps} and --epochs {epochs:g} both say how long to train; give one of them"
+        raise RequestError(msg)
     branches = (one_of("--branch", branch, BOTH),) if branch else BOTH
     source = _Source(dataset, names(subject), generator or _D.generator, captions, one_of("--images", images, get_args(ImageSource)))
     how = _How(branches, steps, seed, resume, str(devices.device(device)), tensorboard, _start(start_from, freeze=freeze), sessions)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -124,7 +123,7 @@ def fit_cohort(
     OutputError
         The disk is full or the folder cannot be written.
     """
-    options, began = options or Options(), time.monotonic()
+    options = options or Options()
     _check(members, steps, options, edges)
     everyone = [enrol(member, targets, options, branches) for member in members]
     source = files.read(start.folder) if start else None
@@ -144,7 +143,7 @@ def fit_cohort(
     plan = Plan(options, steps, seed, json.dumps(told, default=lambda record: record.model_dump()), resume, tensorboard)
     school = _School(everyone, targets, machine, folder, source, freeze=bool(start and start.freeze))
     taught = [school.teach(branch, plan, edges, _share(progress, number, len(branches)), notice) for number, branch in enumerate(branches)]
-    record = _record(plan, members, school.machine, source, start, began)
+    record = _record(plan, members, school.machine, source, start, sum(branch[0].seconds for branch in taught))
     parts = [joined(one, [branch[place] for branch in taught], record, school.seen) for place, one in enumerate(everyone)]
     if school.machine.rank == 0:
         for one, whole in zip(everyone, parts, strict=True):
@@ -189,7 +188,7 @@ class _School:
         self.machine.release()
         with self.machine.room(f"the {branch} branch's repair"):
             modules.finish(lesson, learner, options)
-        ended = run.state.best_loss, run.state.best_step
+        ended = run.state.best_loss, run.state.best_step, run.state.seconds
         states = [{f"{PREFIXES[branch]}{name}": value.detach().cpu() for name, value in module.state_dict().items()} for module in made]
         return [Taught(branch, state, *ended, len(one.train), len(one.held)) for state, one in zip(states, lesson.pairs, strict=True)]
 
@@ -242,12 +241,12 @@ def _digest(start: Start | None) -> tuple[str, ...]:
         return hashlib.file_digest(weights, "sha256").hexdigest(), f"freeze {start.freeze}"
 
 
-def _record(plan: Plan, members: Sequence[Member], machine: Machine, source: Parts | None, start: Start | None, began: float) -> Record:
+def _record(plan: Plan, members: Sequence[Member], machine: Machine, source: Parts | None, start: Start | None, seconds: float) -> Record:
     options = plan.options
     return Record(
         seed=plan.seed,
         steps=plan.steps,
-        seconds=round(time.monotonic() - began, 1),
+        seconds=round(seconds, 1),
         device=str(machine.device),
         caption_target=options.caption_target,
         image_source=options.image_source,

@@ -70,6 +70,7 @@ class Taught:
     tensors: dict[str, Tensor]
     loss: float
     step: int
+    seconds: float
     training_images: int
     held_out_images: int
 

@@ -55,7 +55,7 @@ class RidgeSizes(_Frozen):
 
 
 class Record(_Frozen):
-    """How the weights came about: steps, seed, wall time, the losses on held-out training images and what they measured.
+    """How the weights came about: steps, seed, wall time of the steps (before a stop and after), the losses on held-out training images and what they measured.
 
     ``hyper_parameters`` and ``versions`` are names with their values as words.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class _State:
     summed: float = 0.0
     best_loss: float = math.inf
     best_step: int = 0
+    seconds: float = 0.0
 
 
 class Run:
@@ -135,9 +137,10 @@ class Run:
             self._restore(file)
         if self.machine.rank == 0 and self.plan.tensorboard and not self.over:
             self.board = Board(folder, self.branch, self.state.done)
-        pace = Pace(self.branch, options, notice)
+        pace, began = Pace(self.branch, options, notice), time.monotonic() - self.state.seconds
         while not self.over:
             loss = self._advance(notice)
+            self.state.seconds = time.monotonic() - began
             if self.state.done % options.check_every == 0 or self.state.done == self.plan.steps:
                 self._judge(folder)
             if self.state.done % options.save_every == 0 or self.over:
