@@ -270,7 +270,7 @@ def test_doctor_finds_nothing_wrong_here(told, demo):
     assert said["usable"] is True
     checks = {c["name"]: c for c in said["checks"]}
     assert set(checks) == {"python", "packages", "device", "cache", "generator", "decoders", "data", "notebook", "networks", "workers"}
-    assert [line.split(":")[0] for line in checks["decoders"]["found"].splitlines()] == [f"{kind} of subj0{n}" for kind in ("havir", "linear") for n in (1, 2)]
+    assert [line.split(":")[0] for line in checks["decoders"]["found"].splitlines()] == [f"{kind} of subj0{n}" for kind in ("HAVIR", "linear") for n in (1, 2)]
 
 
 def test_doctor_says_what_to_do(capsys, monkeypatch, tmp_path):
@@ -328,3 +328,26 @@ def test_doctor_survives_a_broken_patient(monkeypatch):
     checks = {c.name: c for c in cli_doctor.examine()}
     assert checks["device"].state == "broken"
     assert "ZeroDivisionError" in checks["device"].found
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(capsys, monkeypatch):
+    from havir_explorer.cli import show
+
+    with show.progress_bar("drawing") as move:
+        move(0.5, "half of it")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(show, "LOGGED", 0)
+    with show.progress_bar("drawing") as move:
+        move(0.5, "half of it")
+    assert capsys.readouterr().err == "50 %: half of it\n"
+
+
+def test_help_lists_the_commands_in_the_order_of_use_and_cuts_none_short(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for asked in ([], ["weights"], ["export"], ["networks"], ["fetch"]):
+        command([*asked, "--help"])
+        listed = capsys.readouterr().out.split("Commands:")[1].splitlines()[1:]
+        assert not [line for line in listed if "..." in line]
+        if not asked:
+            first = [line.split()[0] for line in listed if line.strip()][:8]
+            assert first == ["demo", "doctor", "fetch", "prepare", "targets", "train", "evaluate", "explore"]

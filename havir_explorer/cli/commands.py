@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from havir_explorer import __version__
 from havir_explorer.cli import diffuse, evaluate, explore, export, fetch, networks, prepare, sweep, targets, train, weights
@@ -23,8 +24,20 @@ if TYPE_CHECKING:
     from havir_explorer.data.dataset import Dataset
     from havir_explorer.decode.decoders import Decoder
 
+_ORDER = ("demo", "doctor", "fetch", "prepare", "targets", "train", "evaluate", "explore")  # the way from the bucket to the app; the rest as registered
+
+
+class _InOrder(TyperGroup):
+    """Lists the commands in the order in which they are used."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - click's context, which typer brings along
+        known = super().list_commands(ctx)
+        return [*_ORDER, *(name for name in known if name not in _ORDER)]
+
+
 app = typer.Typer(
     name="havir",
+    cls=_InOrder,
     help="See what a brain response looks like: reconstructions, ROI masks and the cortex that made them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -59,7 +72,7 @@ def demo(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Serve and print the address instead of opening a browser.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the teaching world if missing and open the first notebook in JupyterLab."""
+    """Open the first notebook in JupyterLab. The teaching world is built where it is missing."""
     from havir_explorer.cli.demo import build, notebook
     from havir_explorer.cli.notebook import serve
 

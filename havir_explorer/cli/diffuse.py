@@ -34,7 +34,7 @@ def diffuse(
     convention: Annotated[str, typer.Option("--convention", help=f"Whose habits: {', '.join(get_args(Convention))}.")] = _D.convention,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw pictures of latents and embeddings that any decoder has written."""
+    """Draw what any decoder has written: latents and embeddings."""
     whose: Any = {"scheduler": scheduler, "convention": convention}  # the record checks the names
     numbers = Settings(seed, steps, strength, guidance, mix, guidance_start=guidance_start, guidance_stop=guidance_stop, **whose)
     can_write(out, ".npz")

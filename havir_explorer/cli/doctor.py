@@ -149,7 +149,7 @@ def _decoders() -> Check:
     if not folders:
         return Check("decoders", "broken", f"no trained decoder under {home}", "train one: havir train --dataset demo --subject subj01")
     loaded = [(kind, decoders.load(folder).manifest) for kind, folder in folders]
-    said = (f"{kind} of {m.subject}: {m.n_spatial:,} spatial and {m.n_semantic:,} semantic voxels" for kind, m in loaded)
+    said = (f"{'HAVIR' if kind == 'havir' else kind} of {m.subject}: {m.n_spatial:,} spatial and {m.n_semantic:,} semantic voxels" for kind, m in loaded)
     return Check("decoders", "fine", "\n".join(said))
 
 
@@ -159,7 +159,7 @@ def _data() -> Check:
     if not _world().is_dir():
         return Check("data", "note", "the teaching world is not built yet", "nothing: it is built when first opened; to do it now: havir demo --build-only")
     world = data.open_dataset("demo")
-    counts = ", ".join(f"{subject} {len(world.trials(subject))} trials" for subject in world.subjects())
+    counts = ", ".join(f"{subject} {len(world.trials(subject)):,} trials" for subject in world.subjects())
     return Check("data", "fine", f"{world.name} at {world.root}: {counts}")
 
 

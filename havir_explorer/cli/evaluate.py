@@ -51,7 +51,7 @@ def evaluate(
     keep: Annotated[Path | None, typer.Option("--keep", help="Keep the drawn pictures here for good. [until the table is made]")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score reconstructions of the test images, and of the controls that show what the brain added."""
+    """Score reconstructions of the test images. Controls show what the brain added."""
     from havir_explorer import evaluate as scoring
     from havir_explorer.evaluate import formats
     from havir_explorer.evaluate.sharing import drawing

@@ -32,7 +32,7 @@ def explore(
     write_only: Annotated[bool, typer.Option("--write-only", help="Write the notebook and stop.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Open the app on your own data in JupyterLab, once data, decoder and generator are known to be there."""
+    """Open the app on your own data in JupyterLab. Data, decoder and generator are looked at first."""
     request = start(dataset, subject, generator, decoder)
     expected = cost(request)
     file = (notebook or Path(_file_name(request))).absolute()

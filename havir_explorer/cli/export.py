@@ -32,7 +32,7 @@ def betas(
     rois: Annotated[str, typer.Option("--rois", help="Names such as V1,FFA-1 or rh.PPA, their voxels together; all voxels when left out.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Single-trial responses in percent signal change, before any z-scoring."""
+    """Single-trial responses in percent signal change. Before any z-scoring."""
     from havir_explorer import export
 
     found = _saved(out, lambda: export.responses(_open(dataset), subject, _trials(trials), names(rois)))
@@ -65,7 +65,7 @@ def trial_table(
     trials: TrialsOption = "all",
     as_json: JsonOption = False,
 ) -> None:
-    """Which picture was shown when: session, nsd_id, repeat, whether it is shared."""
+    """Which picture was shown when. Session, nsd_id, repeat, whether it is shared."""
     from havir_explorer import export
 
     can_write(out, ".csv")

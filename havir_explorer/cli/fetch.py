@@ -39,7 +39,7 @@ def nsd(
     endpoint: Annotated[str, typer.Option("--endpoint", help="Address of another S3 server that holds the bucket.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch subjects and sessions of the Natural Scenes Dataset from its public bucket."""
+    """Fetch some of the Natural Scenes Dataset from its public bucket."""
     from havir_explorer.data import fetch as fetching
 
     order = _order(subjects, sessions, images, preparation, extras)

@@ -45,7 +45,7 @@ def fetch(
     to: Annotated[Path | None, typer.Option("--to", help="Folder to write. [torch's hub folder]")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Download checkpoints from where they are published; run it again to go on after an interruption."""
+    """Download checkpoints from where they are published. Run it again to go on after an interruption."""
     from havir_explorer.measure import networks
     from havir_explorer.measure.fetch import fetch as bring
 

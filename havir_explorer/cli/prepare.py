@@ -27,7 +27,7 @@ def prepare(
     delete_originals: Annotated[bool, typer.Option("--delete-originals", help="Delete each beta file once the store was compared with it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy the voxels in use out of a subject's beta files into a compact store; run it again to go on after a stop."""
+    """Copy a subject's voxels in use into a compact store. Run it again to go on after a stop."""
     from havir_explorer.data import preparing
 
     if workers < 1:

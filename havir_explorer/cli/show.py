@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ _Name = TypeVar("_Name", bound=str)
 DEBUG = "HAVIR_DEBUG"
 """Environment variable: when set, errors come with their traceback."""
 
+LOGGED = 60
+"""Seconds between two lines of progress where stderr is no terminal."""
 FINE, OURS, YOURS, STOPPED = 0, 1, 2, 130
 """Exit codes: done; our fault; the user's input or files; stopped by the user."""
 
@@ -106,11 +109,28 @@ def _say(sentence: str, code: int) -> int:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[float, str], None]]:
-    """Show a bar on stderr and yield the function that moves it: share done in [0, 1] and a line of text."""
+    """Show a bar on stderr and yield the function that moves it: share done in [0, 1] and a line of text; in a log file, a line now and then."""
+    screen = console(to_stderr=True)
+    if not screen.is_terminal:
+        yield _now_and_then(screen)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
-    with Progress(*columns, console=console(to_stderr=True), transient=True) as bars:
+    with Progress(*columns, console=screen, transient=True) as bars:
         bar = bars.add_task(title, total=1.0)
         yield lambda share, line: bars.update(bar, completed=share, description=line)
+
+
+def _now_and_then(screen: Console) -> Callable[[float, str], None]:
+    """Return what prints a line whenever :data:`LOGGED` seconds have gone by."""
+    last = time.monotonic()
+
+    def show(share: float, line: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LOGGED:
+            last = time.monotonic()
+            screen.print(f"{100 * share:.0f} %: {line}")
+
+    return show
 
 
 def can_write(path: Path, *endings: str) -> Path:

@@ -52,7 +52,7 @@ def sweep(
     pictures: Annotated[bool, typer.Option("--pictures", help="Keep the pictures too, as PNG with their recipes inside.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw and score many pictures; run the same command again to go on after a stop."""
+    """Draw and score many pictures. Run the same command again to go on after a stop."""
     from havir_explorer import rows, store
     from havir_explorer import sweep as sweeps
 

@@ -32,7 +32,7 @@ def targets(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the store. [the cache folder]")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Encode the pictures and captions that decoders are trained towards, once for all subjects; run it again to go on after a stop."""
+    """Encode what decoders are trained towards. Pictures and captions, once for all subjects; run it again to go on after a stop."""
     from havir_explorer import encoding
     from havir_explorer.data import open_dataset
     from havir_explorer.decode.targets import CaptionTarget, ImageSource

@@ -59,7 +59,7 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the losses for TensorBoard too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train HAVIR's branches on a subject's responses, or on several subjects' with one trunk; run it again to go on after a stop.
+    """Train a decoder on a subject's responses. Several subjects share one trunk; run it again to go on after a stop.
 
     On several GPUs: accelerate launch "$(command -v havir)" train --size full --dataset DIR …
     """

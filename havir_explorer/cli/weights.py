@@ -29,7 +29,7 @@ def fetch(
     variant: VariantOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Download the files that are used; run it again to go on after an interruption."""
+    """Download the files that are used. Run it again to go on after an interruption."""
     from havir_explorer.diffuse import checkpoint, source
     from havir_explorer.diffuse import fetch as fetching
 
@@ -53,7 +53,7 @@ def check(
     checksums: Annotated[bool, typer.Option("--checksums/--no-checksums", help="Read every file to its end.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Say for every part: present, number format, shapes against what the code needs, checksum."""
+    """Check every part. Is it there, its number format, its shapes against what the code needs, its checksum."""
     from havir_explorer.diffuse import checkpoint, source
 
     found = source.locate(folder, variant)
@@ -63,10 +63,10 @@ def check(
         emit({"folder": str(found.root), "usable": not any(report.faults for report in reports), "parts": [asdict(report) for report in reports]})
     else:
         rows = [
-            (r.part, r.state, r.file, r.dtype, f"{r.used} of {r.tensors}" if r.tensors else "", f"{r.bytes / 1e6:.1f}" if r.bytes else "", r.sha256[:12])
+            (r.part, r.state, r.dtype, f"{r.used} of {r.tensors}" if r.tensors else "", f"{r.bytes / 1e6:,.1f}" if r.bytes else "", r.sha256[:8])
             for r in reports
         ]
-        table(f"Versatile Diffusion at {found.root}", ("part", "state", "file", "format", "tensors used", "MB", "sha256"), rows)
+        table(f"Versatile Diffusion at {found.root}; used of the tensors in each file", ("part", "state", "format", "used", "MB", "sha256"), rows)
     _stop_at_faults(reports)
 
 
@@ -80,7 +80,7 @@ def compact(
     variant: VariantOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write one folder of safetensors with only the used parts, which draws the same pictures."""
+    """Write one folder with only the used parts. It draws the same pictures."""
     from havir_explorer.diffuse import compact as compacting
     from havir_explorer.diffuse import device, source
 
