@@ -117,6 +117,7 @@ def test_a_stop_keeps_what_is_finished_and_says_how_to_go_on(chosen, tmp_path, c
     asked = ["sweep", "--trials", trials, "--mute", "FFA-1", "--seeds", "0-1", *SHORT, "--out", str(out), "--json"]
     assert command(asked) == 130
     said = " ".join(capsys.readouterr().err.split())
+    assert said.endswith("havir: stopped")
     assert "8 pictures of 1 step; 8 to draw in this process" in said
     assert f"what is finished is in {out}; the same command goes on from there" in said
     assert len(rows.read(out)) == 4

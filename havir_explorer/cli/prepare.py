@@ -48,6 +48,7 @@ def prepare(
         return
     ending = f"; deleted {len(deleted)} original files" if delete_originals else ""
     console().print(f"{len(record.sessions)} sessions of {subject} are ready in {plan.folder} ({seconds:.0f} s){ending}")
+    console().print(f"every command reads them there from now on; next: havir targets --dataset {dataset}")
 
 
 def _tree(dataset: str, convention: str | None) -> NSD:

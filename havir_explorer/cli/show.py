@@ -88,7 +88,9 @@ def guarded(work: Callable[[], int]) -> int:
     """
     try:
         return work()
-    except SystemExit as leave:  # how typer ends help and usage errors (2)
+    except SystemExit as leave:  # how typer ends help, usage errors (2) and Ctrl-C
+        if leave.code == STOPPED:
+            return _say("stopped", STOPPED)
         return leave.code if isinstance(leave.code, int) else FINE if leave.code is None else OURS
     except (Cancelled, KeyboardInterrupt):
         return _say("stopped", STOPPED)
