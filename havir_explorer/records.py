@@ -76,7 +76,7 @@ class Settings:
         Text share in [0, 1] ("text-to-image strength"): 0 image embedding only, 1 text embedding only.
     scheduler : {'ddim', 'unipc', 'dpmsolver++', 'karras'}
         Which of diffusers' solvers takes the steps; DDIM without noise of its own (eta 0). ``karras`` is DPM-Solver++ on the noise levels of Karras
-        et al. 2022 (arXiv 2206.00364): fewer steps for the same picture, 101 at most.
+        et al. 2022 (arXiv 2206.00364): fewer steps for the same picture, 140 at most.
     guidance_start, guidance_stop : float
         Fractions of the N steps in [0, 1]: step i, counted from 0 over the full schedule, is guided when start <= i / N < stop; the others run
         the conditional prediction alone, at half the cost (Kynkäänniemi et al. 2024, arXiv 2404.07724).

@@ -23,8 +23,8 @@ SOLVERS: dict[Scheduler, Any] = {
 }
 _LAST = 3
 """Last time of the Karras schedule: of the thousand times those below it differ so little in noise that a step between them is lost."""
-_RHO = 7
-"""Exponent of the Karras schedule."""
+_RHO = 3
+"""Exponent of the Karras schedule: the steps' errors are then about equal (their appendix D.1), and the whole error is less than with their 7."""
 
 
 @dataclass(frozen=True, eq=False)
