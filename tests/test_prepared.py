@@ -96,9 +96,9 @@ def test_statistics_over_sessions_notice_a_session_that_came_later(damaged: Tree
 
 def killed(tree: Tree, *events: int, workers: int = 1) -> None:
     """Prepare once for every event, killed at it."""
-    script = Path(__file__).with_name("killed_prepare.py")
+    script = Path(__file__).with_name("killed.py")
     mark = {"HAVIR_TEST_TREE": str(tree.root)}
-    subprocess.run([sys.executable, script, tree.root, str(workers), *map(str, events)], check=True, timeout=120, env=os.environ | mark)
+    subprocess.run([sys.executable, script, "prepare", tree.root, str(workers), *map(str, events)], check=True, timeout=120, env=os.environ | mark)
 
 
 def test_a_killed_prepare_goes_on_to_the_same_bytes(damaged: Tree) -> None:

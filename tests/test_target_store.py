@@ -107,7 +107,7 @@ def test_pictures_that_lie_between_are_appended(tmp_path: Path) -> None:
 
 def killed(folder: Path, *events: int) -> None:
     """Make the store once for every event, killed at it."""
-    subprocess.run([sys.executable, Path(__file__).with_name("killed_targets.py"), folder, *map(str, events)], check=True, timeout=120)
+    subprocess.run([sys.executable, Path(__file__).with_name("killed.py"), "targets", folder, *map(str, events)], check=True, timeout=120)
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:

@@ -1,18 +1,25 @@
-"""Make a target store again and again, each time killed in the middle of one write or rename: ``python killed_targets.py FOLDER EVENT…``."""
+"""Write a store again and again, each time killed in the middle of one write or rename.
+
+``python killed.py prepare TREE WORKERS EVENT…`` prepares a tree, ``python killed.py targets FOLDER EVENT…`` makes a target store.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from small_targets import IDS, make
+import small_targets
+
+from havir_explorer.data import preparing
+from havir_explorer.data.nsd import NSD
 
 
-def make_until(folder: Path, last: int) -> None:
-    """Make the store, and kill this process in the ``last``-th write (half of it done) or rename."""
+def killed_at(last: int, work: Callable[[], object]) -> None:
+    """Work, and kill this process in the ``last``-th write (half of it done) or rename."""
     events = 0
     save, replace = np.save, Path.replace
 
@@ -34,14 +41,24 @@ def make_until(folder: Path, last: int) -> None:
         return replace(part, target)
 
     np.save, Path.replace = half_save, no_replace
-    make(folder, IDS)
+    work()
+
+
+def prepare(tree: str, workers: str) -> None:
+    preparing.prepare(preparing.plan(NSD(tree).measured("subj01"), "int16"), workers=int(workers))
+
+
+def targets(folder: str) -> None:
+    small_targets.make(Path(folder), small_targets.IDS)
 
 
 if __name__ == "__main__":
-    for event in sys.argv[2:]:
+    work, named = {"prepare": (prepare, 2), "targets": (targets, 1)}[sys.argv[1]]
+    arguments, asked = sys.argv[2 : 2 + named], sys.argv[2 + named :]
+    for event in asked:
         child = os.fork()
         if not child:
-            make_until(Path(sys.argv[1]), int(event))
+            killed_at(int(event), lambda: work(*arguments))
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if ended != -signal.SIGKILL:
