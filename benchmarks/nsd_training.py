@@ -83,7 +83,7 @@ def measure(branch: Branch, targets: Path, steps: int, batch: int, width: int) -
     each = np.diff(times)
     step = statistics.median(each[min(_WARM, steps - 2) : -1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return Measured(str(cost.cost(manifest, options, branch, len(samples.trials))), step, float(each[-1] - step), written, peak)
+    return Measured(str(cost.cost([manifest], options, branch, [len(samples.trials)])), step, float(each[-1] - step), written, peak)
 
 
 def _manifest(store: TargetStore, options: Options, width: int) -> tuple[Manifest, Options]:

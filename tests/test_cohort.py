@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from small_training import fit_branches
 from small_world import TEST, TRAIN, SmallEncoder, SmallWorld
 
 from havir_explorer.data.dataset import Atlas, Geometry, Roi
-from havir_explorer.decode import files, targets
+from havir_explorer.decode import branches, files, targets
 from havir_explorer.decode.cohort import Start, fit_cohort
 from havir_explorer.decode.enrol import Member
 from havir_explorer.decode.havir import Havir
@@ -154,6 +155,26 @@ def test_a_trunk_of_other_sizes_is_refused(trained, source, tmp_path):
     wider = replace(OPTIONS, structural=StructuralSizes(width=48, maps=4, channels=8))
     with pytest.raises(WeightsInvalid, match="structural branch of subj02 cannot start from the decoder of subj01, which differs in structural"):
         fit_branches(OtherVoxels(), "subj02", source, tmp_path, steps=2, options=wider, start=Start(trained / "subj01"))
+
+
+def test_two_trunks_are_in_memory_at_most(source, tmp_path, monkeypatch):
+    made, alive, plain, third = [], [], branches.fresh, OtherVoxels(11)
+    third.root = Path("third")
+
+    def fresh(*asked):
+        module = plain(*asked)
+        made.append(weakref.ref(module.get_submodule("blocks")))
+        alive.append(sum(one() is not None for one in made))
+        return module
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(branches, "fresh", fresh)
+    monkeypatch.setattr(branches, "start", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit_cohort((*members(tmp_path), Member(third, "subj02", tmp_path)), source, tmp_path, steps=2, options=OPTIONS)
+    assert alive == [1, 2, 2]
 
 
 def test_a_cohort_needs_two_different_subjects(source, cohort, tmp_path):

@@ -72,8 +72,10 @@ def test_of_several_processes_one_reports(world: SmallWorld, tmp_path: Path, mon
         assert capfd.readouterr().out == ""
 
 
-def test_the_generator_is_let_go_before_the_training(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the published size it takes gigabytes of the same device."""
+def test_the_generator_is_let_go_and_a_small_size_said_before_the_training(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At the published size the generator takes gigabytes of the same device."""
 
     class Generator:
         pass
@@ -93,6 +95,10 @@ def test_the_generator_is_let_go_before_the_training(world: SmallWorld, tmp_path
     monkeypatch.setattr(cohort, "fit_cohort", fit)
     assert cli.command(["train", "--out", str(tmp_path), "--device", "cpu"]) == 2
     assert alive == [False]
+    assert "--size full" not in capfd.readouterr().err
+    monkeypatch.setattr(world, "synthetic", False)
+    assert cli.command(["train", "--out", str(tmp_path), "--device", "cpu"]) == 2
+    assert "the small size is made for the teaching world; for small take --size full" in " ".join(capfd.readouterr().err.split())
 
 
 def test_an_unknown_method_is_refused(capfd: pytest.CaptureFixture[str]) -> None:

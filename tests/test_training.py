@@ -308,10 +308,15 @@ def test_the_cost_counts_what_is_trained(world: SmallWorld, targets: Targets, wh
     havir, said = Havir.load(whole), []
     fit(world, "subj01", targets, whole.parent / "said", steps=2, options=OPTIONS)
     for branch, module in (("structural", havir.structural_generator), ("semantic", havir.semantic_extractor)):
-        told = cost.cost(havir.manifest, OPTIONS, branch, TRAIN * 3)
+        told = cost.cost([havir.manifest], OPTIONS, branch, [TRAIN * 3])
         assert told.parameters == sum(p.numel() for p in module.parameters())
         assert told.training_bytes > 16 * told.parameters
         assert told.checkpoint_bytes == 16 * told.parameters
         said.append(str(told))
+        both = cost.cost([havir.manifest] * 2, OPTIONS, branch, [TRAIN * 3, 5])
+        own = module.stem[0].weight.numel() + (module.stem[0].bias is not None) * len(module.stem[0].weight)
+        assert both.parameters == told.parameters + own  # the trunk once
+        assert both.weights_bytes == 2 * told.weights_bytes
+        assert both.memory_bytes - told.memory_bytes == 4 * own + 5 * 4 * module.stem[0].in_features
     assert said[0].startswith("structural branch: 0.0 million parameters; about ")
     assert told.memory_bytes == TRAIN * 3 * (VOXELS - SPATIAL - 10) * 4 + 4 * told.parameters

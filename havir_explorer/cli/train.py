@@ -171,6 +171,8 @@ def trained(source: _Source, out: Path | None, how: _How, *, asked: Asked, shape
     with main_process_first(how.device):
         store, model = _targets(tree, source)
     options = replace(asked.options(shape.options(store, how.device)), caption_target=store.caption_target, image_source=store.image_source)
+    if shape.size == "small" and shape.file is None and not tree.synthetic:
+        _notice(f"the small size is made for the teaching world; for {tree.name} take --size full")
     if how.sessions is not None:
         options = replace(options, sessions=_positive("--sessions", how.sessions))
     edges = train_asked.pixel_edges(tree, model) if options.pixel_edges else None

@@ -135,7 +135,8 @@ def fit_cohort(
         progress = notice = None  # one process speaks for all
     _check_shares(machine, options)
     drawing = {"structural": edges.needs if edges and options.pixel_edges else 0, "semantic": 0}
-    costs = [cost(one.blank, options, branch, len(one.samples.trials), drawing[branch]) for branch in branches for one in everyone]
+    blanks, trials = [one.blank for one in everyone], [len(one.samples.trials) for one in everyone]
+    costs = [cost(blanks, options, branch, trials, drawing[branch]) for branch in branches]
     check_disk(folder, costs, checkpoint_bytes(folder, branches))
     if notice:
         notice("\n".join([f"{each}; {steps:,} steps of {options.batch} pictures" for each in costs] + _shares(machine, options, branches)))
@@ -176,9 +177,10 @@ class _School:
         objective, options = OBJECTIVES[branch], plan.options
         pairs = [pair(one.samples, one.voxels(branch), self.targets, options.held_out, plan.seed) for one in self.everyone]
         lesson = Lesson(objective, _apart(pairs), self.targets, edges if branch == "structural" else None)
-        made = [modules.fresh(objective, one.blank, plan.seed) for one in self.everyone]
+        made = [modules.fresh(objective, self.everyone[0].blank, plan.seed)]
+        for one in self.everyone[1:]:
+            made.append(trunk.share(made[0], modules.fresh(objective, one.blank, plan.seed)))  # so that two trunks are in memory at most
         modules.start(lesson, made[0])
-        trunk.share(made)
         if self.source:
             trunk.adopt(made[0], branch, self.source, freeze=self.freeze)
         with self.machine.room(f"the {branch} branch"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from havir_explorer.decode import trunk
 from havir_explorer.decode.manifest import Manifest
 from havir_explorer.decode.objectives import OBJECTIVES
 from havir_explorer.decode.options import Options
@@ -25,14 +26,14 @@ _TRUNK, _MAPS, _TOKENS = 6, 14, 6
 
 @dataclass(frozen=True)
 class Cost:
-    """What training one branch of one subject takes.
+    """What training one branch takes, on one subject or on several with one trunk.
 
     Parameters
     ----------
     branch : {'structural', 'semantic'}
     parameters : int
     training_bytes : int
-        On the device: weights, gradients, the optimiser's moments and work, and what a batch's gradient needs.
+        On the device: weights, gradients, the optimiser's moments and work, and what a batch's gradient needs; the trunk once.
     memory_bytes : int
         Of the machine's own memory besides: responses and the best weights so far.
     checkpoint_bytes, weights_bytes : int
@@ -53,15 +54,30 @@ class Cost:
         )
 
 
-def cost(manifest: Manifest, options: Options, branch: Branch, trials: int, more: int = 0) -> Cost:
-    """Estimate what training a branch takes, with responses to ``trials`` trials and ``more`` bytes on the device for a loss of its own."""
+def cost(manifests: Sequence[Manifest], options: Options, branch: Branch, trials: Sequence[int], more: int = 0) -> Cost:
+    """Estimate what training a branch takes.
+
+    Parameters
+    ----------
+    manifests : sequence of Manifest
+        Of each subject's decoder.
+    options : Options
+    branch : {'structural', 'semantic'}
+    trials : sequence of int
+        How many each subject's responses are to.
+    more : int
+        Bytes on the device for a loss of its own.
+    """
+    first = manifests[0]
     with torch.device("meta"):
-        module = OBJECTIVES[branch].module(manifest)
-    parameters = sum(p.numel() for p in module.parameters())
-    at_once = options.batch * _FLOAT * (_structural(manifest) if branch == "structural" else _semantic(manifest))
-    responses = trials * (manifest.n_spatial if branch == "structural" else manifest.n_semantic) * _FLOAT
+        sizes = [{name: p.numel() for name, p in OBJECTIVES[branch].module(one).named_parameters()} for one in manifests]
+    whole = [sum(of_one.values()) for of_one in sizes]
+    parameters = whole[0] + sum(size for of_one in sizes[1:] for name, size in of_one.items() if trunk.is_own(name))
+    at_once = options.batch * _FLOAT * (_structural(first) if branch == "structural" else _semantic(first))
+    voxels = [one.n_spatial if branch == "structural" else one.n_semantic for one in manifests]
+    responses = _FLOAT * sum(count * of_one for count, of_one in zip(trials, voxels, strict=True))
     one = _FLOAT * parameters
-    return Cost(branch, parameters, _TRAINING * one + at_once + more, responses + one, _SAVED * one, 2 * parameters)
+    return Cost(branch, parameters, _TRAINING * one + at_once + more, responses + one, _SAVED * one, 2 * sum(whole))
 
 
 def _structural(manifest: Manifest) -> int:

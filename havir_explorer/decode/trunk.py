@@ -25,16 +25,14 @@ def is_own(name: str) -> bool:
     return name.startswith((_INPUT, _REPAIR))
 
 
-def share(modules: Sequence[nn.Module]) -> None:
-    """Let every module of a branch use the first one's trunk: the same objects, so that each subject's steps move it for all."""
-    first, *others = modules
-    stem = first.get_submodule("stem")
-    for module in others:
-        mine = module.get_submodule("stem")
-        module.add_module("stem", nn.Sequential(next(mine.children()), *list(stem.children())[1:]))
-        for name, part in first.named_children():
-            if name != "stem" and not name.startswith(_REPAIR):
-                module.add_module(name, part)
+def share(first: nn.Module, other: nn.Module) -> nn.Module:
+    """Return ``other``, another subject's module of a branch, with the first's trunk: the same objects, so that each subject's steps move it for both."""
+    mine, stem = other.get_submodule("stem"), first.get_submodule("stem")
+    other.add_module("stem", nn.Sequential(next(mine.children()), *list(stem.children())[1:]))
+    for name, part in first.named_children():
+        if name != "stem" and not name.startswith(_REPAIR):
+            other.add_module(name, part)
+    return other
 
 
 @torch.no_grad()
