@@ -33,7 +33,7 @@ def claimed(file: Path, taken: str, todo: str) -> Iterator[None]:
     ------
     OutputError
     """
-    lock = FileLock(file)
+    lock = FileLock(file, fallback_to_soft=False)  # a soft lock outlives a process that is killed
     try:
         lock.acquire(timeout=0)
     except Timeout as other:

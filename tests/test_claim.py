@@ -22,7 +22,7 @@ def test_the_second_is_told_and_the_first_goes_on(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("answer", [errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("answer", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_disk_without_locks_is_worked_on_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int) -> None:
     def lockless(*_: object) -> None:
         raise OSError(answer, "No locks available")
