@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,15 @@ def test_an_error_is_one_sentence_and_a_code(capsys, monkeypatch, fault, code, w
 
     assert cli_show.guarded(work) == code
     assert capsys.readouterr().err == words
+
+
+@pytest.mark.parametrize(("limits", "expected"), [((256, resource.RLIM_INFINITY), 4096), ((256, 1000), 1000), ((9000, 9999), None)])
+def test_a_command_may_open_as_many_files_as_sessions_are(monkeypatch, limits, expected):
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: asked.append(wanted))
+    cli_show.open_more_files()
+    assert asked == ([(expected, limits[1])] if expected else [])
 
 
 def test_the_traceback_can_be_seen(capsys, monkeypatch):

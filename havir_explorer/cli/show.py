@@ -24,6 +24,8 @@ DEBUG = "HAVIR_DEBUG"
 
 LOGGED = 60
 """Seconds between two lines of progress where stderr is no terminal."""
+FILES = 4096
+"""Files that a command may have open, where the system lets it."""
 FINE, OURS, YOURS, STOPPED = 0, 1, 2, 130
 """Exit codes: done; our fault; the user's input or files; stopped by the user."""
 
@@ -49,6 +51,18 @@ def quiet() -> None:
     """Keep the libraries' own progress bars and advice off the terminal, before they are imported; what the user has set stands."""
     for name, value in (("HF_HUB_DISABLE_PROGRESS_BARS", "1"), ("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error")):
         os.environ.setdefault(name, value)
+
+
+def open_more_files() -> None:
+    """Let this process open as many files as eight subjects' sessions are: macOS allows 256 unless asked."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def console(*, to_stderr: bool = False) -> Console:
