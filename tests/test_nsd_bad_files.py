@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 from pathlib import Path
 
@@ -230,7 +231,7 @@ def test_truncated_design(damaged: Tree, tmp_path: Path, kept: float) -> None:
     file = damaged.root / DESIGN / "nsd_expdesign.mat"
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(DataInvalid, match=r"experiment design cannot be read: .*nsd_expdesign\.mat \(.*\); download it again"):
+    with pytest.raises(DataInvalid, match=r"experiment design cannot be read: .*nsd_expdesign\.mat .* is truncated or of another kind .*; download it again"):
         damaged.nsd(tmp_path)
 
 
@@ -242,8 +243,17 @@ def test_design_that_is_something_else(damaged: Tree, tmp_path: Path, harm: str)
     content = file.read_bytes()
     middle = len(content) // 2
     file.write_bytes(b"<html>403 Forbidden</html>\n" * 3 if harm == "an error page" else content[:middle] + bytes(8) + content[middle + 8 :])
-    with pytest.raises(DataInvalid, match=r"experiment design cannot be read: .*nsd_expdesign\.mat \(.*\); download it again"):
+    with pytest.raises(DataInvalid, match=r"experiment design cannot be read: .*nsd_expdesign\.mat .* is truncated or of another kind .*; download it again"):
         damaged.nsd(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["nsddata/experiments/nsd/nsd_expdesign.mat", "nsddata/ppdata/subj01/func1pt8mm/roi/floc-faces.nii.gz"])
+def test_a_file_of_somebody_elses_is_not_taken_for_damaged(damaged: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    file = damaged.root / part
+    file.write_bytes(b"")  # what a library makes of one it may not open
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != file)
+    with pytest.raises(DataInvalid, match=rf"cannot be opened: {re.escape(str(file))} may not be read by this user; change its permissions"):
+        damaged.nsd(tmp_path).atlas("subj01")
 
 
 def test_stimulus_information_that_is_no_text(damaged: Tree, tmp_path: Path) -> None:

@@ -61,8 +61,7 @@ def read_design(root: Path) -> Design:
         content = loadmat(file, variable_names=("masterordering", "subjectim", "sharedix"))
         ordering, images, shared = (np.asarray(content[k]).astype(np.int64) - 1 for k in ("masterordering", "subjectim", "sharedix"))
     except (MatReadError, *files.UNREADABLE) as error:
-        msg = f"experiment design cannot be read: {file} ({error}); download it again"
-        raise DataInvalid(msg) from error
+        raise DataInvalid(files.unreadable("experiment design", file, error)) from error
     if images.ndim != 2 or not ordering.size or ordering.min() < 0 or ordering.max() >= images.shape[1] or images.min() < 0:
         msg = f"experiment design is inconsistent: {ordering.size} trials over subjectim of shape {images.shape} in {file}; download it again"
         raise DataInvalid(msg)

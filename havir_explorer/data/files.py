@@ -36,7 +36,7 @@ def unreadable(what: str, path: Path, error: Exception, todo: str = "download it
     todo : str
         What to do about a file that is cut short.
     """
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or not os.access(path, os.R_OK):  # nibabel and SciPy do not tell
         return f"{what} cannot be opened: {path} may not be read by this user; change its permissions"
     if isinstance(error, OSError) and error.errno:
         return f"{what} cannot be read: {path} ({os.strerror(error.errno)}); this machine, its disk or its network is at fault, not the file: try again"

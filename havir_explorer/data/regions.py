@@ -83,8 +83,7 @@ def read_ctab(file: Path) -> dict[int, str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"name table cannot be read: {file} ({error}); download it again"
-        raise DataInvalid(msg) from error
+        raise DataInvalid(files.unreadable("name table", file, error)) from error
     for line in lines:
         parts = line.split(None, 1)
         if not parts:
