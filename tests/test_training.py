@@ -103,6 +103,18 @@ def test_a_branch_trained_alone_has_the_weights_it_has_in_company(world: SmallWo
     assert one.record.model_copy(update=changing) == other.record.model_copy(update=changing)
 
 
+def test_branches_trained_at_the_same_time_into_one_folder_are_both_there(world: SmallWorld, targets: Targets, whole: Path, tmp_path: Path) -> None:
+    """As on two GPUs: the other one begins later and ends earlier."""
+
+    def meanwhile(share: float, line: str) -> None:
+        if line.startswith("structural step 2 "):
+            fit_branches(world, "subj01", targets, tmp_path, branches=("semantic",), steps=STEPS, seed=5, options=OPTIONS)
+
+    fit_branches(world, "subj01", targets, tmp_path, branches=("structural",), steps=STEPS, seed=5, options=OPTIONS, progress=meanwhile)
+    same(whole, tmp_path)
+    assert files.read_manifest(tmp_path).record.held_out_loss_semantic == files.read_manifest(whole).record.held_out_loss_semantic
+
+
 def test_a_decoder_with_one_branch_is_not_loaded(world: SmallWorld, targets: Targets, tmp_path: Path) -> None:
     fit_branches(world, "subj01", targets, tmp_path, branches=("structural",), steps=2, options=OPTIONS)
     with pytest.raises(WeightsMissing, match=r"has no semantic branch yet.*havir train --subject subj01 --branch semantic"):

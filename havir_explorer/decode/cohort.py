@@ -17,7 +17,7 @@ from havir_explorer.decode import branches as modules
 from havir_explorer.decode import card, files, trunk
 from havir_explorer.decode.cost import check_disk, cost
 from havir_explorer.decode.edges import PixelEdges
-from havir_explorer.decode.enrol import BOTH, Enrolled, Member, Taught, enrol, joined
+from havir_explorer.decode.enrol import BOTH, Enrolled, Member, Taught, again, enrol, joined
 from havir_explorer.decode.files import PREFIXES, Parts
 from havir_explorer.decode.machine import Machine
 from havir_explorer.decode.manifest import Manifest, Record
@@ -145,7 +145,7 @@ def fit_cohort(
     school = _School(everyone, targets, machine, folder, source, freeze=bool(start and start.freeze))
     taught = [school.teach(branch, plan, edges, _share(progress, number, len(branches)), notice) for number, branch in enumerate(branches)]
     record = _record(plan, members, school.machine, source, start, sum(branch[0].seconds for branch in taught))
-    parts = [joined(one, [branch[place] for branch in taught], record, school.seen) for place, one in enumerate(everyone)]
+    parts = [joined(again(one, branches), [branch[place] for branch in taught], record, school.seen) for place, one in enumerate(everyone)]
     if school.machine.rank == 0:
         for one, whole in zip(everyone, parts, strict=True):
             files.write(one.member.folder, whole)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -82,6 +82,11 @@ def enrol(member: Member, targets: TargetSource, options: Options, branches: Seq
     samples = collect(dataset, subject, targets.nsd_ids, options.sessions)
     blank = _manifest(dataset, subject, targets, samples, options, split)
     return Enrolled(member, split, samples, blank, _kept(member.folder, blank, branches))
+
+
+def again(one: Enrolled, branches: Sequence[Branch]) -> Enrolled:
+    """Look once more for a branch that stays: another process may have trained it meanwhile, each branch on a GPU of its own."""
+    return replace(one, kept=_kept(one.member.folder, one.blank, branches))
 
 
 def joined(one: Enrolled, taught: Sequence[Taught], run: Record, seen: frozenset[int]) -> Parts:
