@@ -237,6 +237,20 @@ def test_a_replaced_original_makes_the_store_stale(damaged: Tree) -> None:
     np.testing.assert_array_equal(read(damaged)[:750], read(damaged)[750:])
 
 
+@pytest.mark.parametrize("form", ["hdf5", "nifti"])
+def test_a_copied_tree_needs_no_preparing_anew(damaged: Tree, pristine: Tree, tmp_path: Path, form: str) -> None:
+    tree = nifti_tree(pristine, tmp_path / "nifti") if form == "nifti" else damaged
+    before = prepare(tree)
+    for file in (tree.root / BETAS).glob("betas_session*"):
+        os.utime(file)  # as cp -r does
+    assert read(tree).any()
+    assert prepare(tree) == before
+    first, second = sorted((tree.root / BETAS).glob("betas_session*"))
+    shutil.copy(second, first)
+    with pytest.raises(DataInvalid, match="has been replaced since"):
+        read(tree)
+
+
 def test_two_conventions_in_one_tree_must_be_named(damaged: Tree) -> None:
     prepare(damaged, "mindeye1")
     shutil.copytree(damaged.root / BETAS, damaged.root / BETAS.parent / PREPARATIONS["b2"])
@@ -315,7 +329,7 @@ def test_the_command_says_what_it_will_cost_and_does_it(damaged: Tree, capsys: p
     assert command([*arguments, "--json"]) == 0
     out, err = capsys.readouterr()
     assert "subj01: 2 sessions, 9 voxels of nsdgeneral and the ROIs, float32, convention brain-diffuser" in err
-    assert "writes 0.1 MB to" in err
+    assert "writes 54 kB to" in err
     assert "free), about 1 s" in err
     told = json.loads(out)
     assert (told["sessions"], told["prepared"], told["deleted"]) == ([1, 2], [1, 2], [])

@@ -142,6 +142,14 @@ def probe(source: Path, flat_index: IntArray, grid: files.Grid, share: float) ->
     return share
 
 
+def agree(source: Path, stored: Stored, flat_index: IntArray, grid: files.Grid, columns: int = 16) -> bool:
+    """Say whether a few columns of a session file, as :func:`read_columns` takes it, are those stored; of NIfTI, their first trials."""
+    some = np.unique(np.linspace(0, len(flat_index) - 1, columns).astype(np.int64))
+    nifti = source.suffix == ".gz"
+    part = _read_nifti(source, flat_index[some], grid, PROBED) if nifti else _read_hdf5(source, flat_index[some], grid)
+    return np.array_equal(whole_units(stored[: len(part), some]), part)
+
+
 def _read_nifti(source: Path, flat_index: IntArray, grid: files.Grid, trials: int = TRIALS) -> Raw:
     """Read the volumes one after the other, keeping the voxels asked for: a session unpacked would take a gigabyte."""
     files.require(source, "beta file", _REMEDY)

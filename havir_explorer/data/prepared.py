@@ -151,8 +151,8 @@ def read_session(root: Path, record: Record, number: int) -> tuple[betas.Stored,
         A file is absent or damaged, or the original it came from has been replaced since.
     """
     place, session = folder(root, record.subject, record.preparation), record.sessions[number]
-    _check_source(root, record, session)
     values = _read(root, record, place / f"session{number:02d}.npy", session.values, (betas.TRIALS, record.n_voxels))
+    _check_source(root, record, session, values)
     if not session.moments:
         return values, None
     return values, _read(root, record, place / f"session{number:02d}.{MOMENTS}", session.moments, (2, record.n_voxels))
@@ -164,14 +164,17 @@ def read_moments(root: Path, record: Record) -> FloatArray:
     return _read(root, record, place / MOMENTS, record.moments, (2, record.n_voxels))
 
 
-def _check_source(root: Path, record: Record, session: StoredSession) -> None:
+def _check_source(root: Path, record: Record, session: StoredSession, values: betas.Stored) -> None:
+    """Raise when the original is another file by now; a copy of the same, whose date alone differs, is not."""
     source = betas.folder(root, record.subject, record.preparation) / session.source
-    if source.is_file():
-        stat = source.stat()
-        if (stat.st_size, stat.st_mtime_ns) != (session.source_bytes, session.source_mtime_ns):
-            again = rebuild(root, record.subject, record.convention)
-            msg = f"prepared responses of {record.subject} are older than {source}, which has been replaced since; {again}"
-            raise DataInvalid(msg)
+    if not source.is_file():
+        return
+    stat, flat = source.stat(), np.load(folder(root, record.subject, record.preparation) / VOXELS, mmap_mode="r")
+    dated = stat.st_mtime_ns == session.source_mtime_ns
+    if stat.st_size != session.source_bytes or not (dated or betas.agree(source, values, flat, record.grid)):
+        again = rebuild(root, record.subject, record.convention)
+        msg = f"prepared responses of {record.subject} are older than {source}, which has been replaced since; {again}"
+        raise DataInvalid(msg)
 
 
 def _read(root: Path, record: Record, file: Path, expected: str, shape: tuple[int, ...]) -> np.ndarray:

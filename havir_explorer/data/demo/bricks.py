@@ -35,7 +35,7 @@ def write_stimuli(path: Path, nsd_ids: IntArray, progress: Callable[[float], Non
     """
     path.parent.mkdir(parents=True)
     shape = (STIMULUS_SIDE, STIMULUS_SIDE, 3)
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", locking=False) as file:
         brick = file.create_dataset("imgBrick", (N_STIMULI, *shape), np.uint8, chunks=(1, *shape), compression="gzip", compression_opts=_LEVEL, fillvalue=GREY)
         for done, nsd_id in enumerate(nsd_ids, start=1):
             picture = scenes.draw(scenes.scene(int(nsd_id)), STIMULUS_SIDE)
@@ -61,7 +61,7 @@ def write_betas(path: Path, betas: npt.NDArray[np.int16], flat_index: IntArray, 
     """
     x, y, z = np.unravel_index(flat_index, shape)
     columns = np.ascontiguousarray(betas.T)
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", locking=False) as file:
         data = file.create_dataset("betas", (len(betas), *shape[::-1]), np.int16, chunks=(len(betas), 1, 1, 1))
         for voxel in np.lexsort((x, y, z)):  # file order, which keeps the chunk index compact
             data.id.write_direct_chunk((0, int(z[voxel]), int(y[voxel]), int(x[voxel])), columns[voxel].tobytes())
