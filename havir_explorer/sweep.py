@@ -295,7 +295,8 @@ def carry_out(made: Plan, where: Where = HERE, *, progress: Progress | None = No
         return
     done, tell = made.done, progress or _silent
     with connected(where) as client:
-        tell(done / made.total, f"{done:,} of {made.total:,} pictures, loading the models")
+        first = f"waiting for {where}" if where.slurm or where.scheduler else "loading the models"
+        tell(done / made.total, f"{done:,} of {made.total:,} pictures, {first}")
         for place, drawn in each(draw, made.chunks, client):
             _keep(made.folder, made.chunks[place], drawn)
             done += len(made.chunks[place].requests)

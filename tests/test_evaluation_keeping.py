@@ -103,10 +103,11 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path, mon
 
 def test_the_command_says_its_cost_and_goes_on_after_a_stop(cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked, drawn = ["evaluate", "--limit", "2", "--conditions", "full,no_brain,no_text"], []
+    stopped: list[Chunk] = []
 
     def stopping(chunk: Chunk, *, progress: Progress | None = None) -> UInt8Array:
-        if len(drawn) == 2:
-            drawn.append("")
+        if drawn == ["full", "no_brain"] and not stopped:
+            stopped.append(chunk)
             raise KeyboardInterrupt
         drawn.append(chunk.condition)
         side = models(chunk.request)[2].side
@@ -118,6 +119,13 @@ def test_the_command_says_its_cost_and_goes_on_after_a_stop(cache: Path, capsys:
     assert "2 test pictures under 3 conditions: 6 to draw in this process, about" in said
     assert f"what is drawn is in {cache / 'evaluations'}" in said
     assert command(asked) == 0
-    assert drawn == ["full", "no_brain", "", "no_text"]
+    assert drawn == ["full", "no_brain", "no_text"]
     assert "going on with what is there" in " ".join(capsys.readouterr().err.split())
     assert list((cache / "evaluations").iterdir()) == []
+    for again in (["full", "no_brain", "no_text"], []):
+        drawn.clear()
+        assert command([*asked, "--protocol", "me2", "--networks", str(cache)]) == 0
+        assert drawn == again
+        said = " ".join(capsys.readouterr().err.split())
+        assert "without AlexNet(2), AlexNet(5), Inception, CLIP, EffNet-B, SwAV, whose networks are not on this machine" in said
+        assert "once their networks are here, the same command draws none of them again" in said

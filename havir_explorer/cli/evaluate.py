@@ -83,8 +83,10 @@ def evaluate(
     if rows is not None:
         write(rows, lambda part: formats.write_rows(found, part))
     _print(found, written, out, as_json=as_json)
-    if keep is None:
+    if keep is None and not found.missing:
         shutil.rmtree(kept, ignore_errors=True)
+    elif keep is None:
+        _notice(f"the pictures stay in {kept} for the missing scores: once their networks are here, the same command draws none of them again")
 
 
 def _meanwhile(arguments: tuple[object, ...]) -> Path:
@@ -122,8 +124,9 @@ def _statement(cost: Expected, where: Where, kept: Path) -> str:
     seconds = duration(cost.seconds / where.side_by_side(cost.device))
     assumed = "" if where.like_here(cost.device) else " if each worker were as fast as this machine"
     many = f"{cost.images:,} test pictures under {cost.conditions} condition{'s' * (cost.conditions > 1)}"
+    absent = f"\nwithout {', '.join(cost.lacking)}, whose networks are not on this machine: havir networks list" if cost.lacking else ""
     known = ", going on with what is there" if kept.is_dir() else ""
-    return f"{many}: {cost.images * cost.conditions:,} to draw in {where}, about {seconds}{assumed}; kept in {kept}{known} (at most {size(cost.bytes)})"
+    return f"{many}: {cost.images * cost.conditions:,} to draw in {where}, about {seconds}{assumed}; kept in {kept}{known} (at most {size(cost.bytes)}){absent}"
 
 
 def _notice(sentence: str) -> None:

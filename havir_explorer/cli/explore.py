@@ -42,7 +42,7 @@ def explore(
     if as_json:
         emit({"notebook": str(file), "fresh": fresh, "subject": request.subject, "trial": request.trial, "cost": expected})
     else:
-        console().print(f"{'wrote' if fresh else 'opens as you left it:'} {file}; {expected}")
+        console().print(f"{'wrote' if fresh else 'opens as you left it:'} {file}; {expected}{f'; open it with: jupyter lab {file}' if write_only else ''}")
     if not write_only:
         raise typer.Exit(serve(file, browser=not no_browser))
 

@@ -88,16 +88,15 @@ def _masks(mute: list[str], keep: list[str], silence: Mask, *, whole: bool) -> t
 
 
 def _carry_out(made: Plan, where: Where) -> None:
+    from havir_explorer import rows
     from havir_explorer import sweep as sweeps
-
-    def left() -> str:
-        return f"what is finished is in {made.folder}; the same command goes on from there"
 
     try:
         with progress_bar(f"drawing in {where}") as show:
             sweeps.carry_out(made, where, progress=show)
     except (KeyboardInterrupt, Cancelled, HavirError):
-        console(to_stderr=True).print(left())
+        if any((made.folder / rows.ROWS).glob("*/*.parquet")):
+            console(to_stderr=True).print(f"what is finished is in {made.folder}; the same command goes on from there")
         raise
 
 

@@ -56,7 +56,7 @@ class Cost:
 
     def __str__(self) -> str:
         minutes = self.seconds / 60
-        wait = f"{self.seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        wait = f"{max(self.seconds, 1):.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
         room = f"{self.bytes / 1e9:.1f} GB" if self.bytes > 1e8 else f"{self.bytes / 1e6:.0f} MB"
         return f"one picture will take about {wait} and {room} of memory on {self.device} ({self.steps} steps)"
 

@@ -25,6 +25,8 @@ class Expected:
         Of all pictures, as they are kept.
     device : str
         Of this machine.
+    lacking : tuple of str
+        Metrics that will be missing from the table, because their networks are not on this machine.
     """
 
     images: int
@@ -32,9 +34,10 @@ class Expected:
     seconds: float
     bytes: int
     device: str
+    lacking: tuple[str, ...] = ()
 
 
-def expected(conditions: Sequence[Condition], requests: Mapping[str, Request], images: int, side: int) -> Expected:
+def expected(conditions: Sequence[Condition], requests: Mapping[str, Request], images: int, side: int, lacking: Sequence[str] = ()) -> Expected:
     """Return what drawing will take.
 
     Parameters
@@ -45,10 +48,12 @@ def expected(conditions: Sequence[Condition], requests: Mapping[str, Request], i
     images : int
     side : int
         Of a picture, in pixels.
+    lacking : sequence of str
+        Metrics without a network.
     """
     costs = [_cost(condition, requests[condition.decoder]) for condition in conditions if condition.pictures == "generated"]
     device = costs[0].device if costs else "cpu"
-    return Expected(images, len(conditions), images * sum(cost.seconds for cost in costs), images * len(conditions) * 3 * side**2, device)
+    return Expected(images, len(conditions), images * sum(cost.seconds for cost in costs), images * len(conditions) * 3 * side**2, device, tuple(lacking))
 
 
 def _cost(condition: Condition, request: Request) -> Cost:

@@ -117,7 +117,7 @@ def evaluate(
     measures, missing = available(used, tower, networks)
     ready = gauges(used, measures, tested.stimuli, side=versatile.side, tower=tower, folder=networks, device=str(versatile.device))
     if on_cost is not None:
-        on_cost(expected(wanted, requests, len(tested.nsd_ids), versatile.side))
+        on_cost(expected(wanted, requests, len(tested.nsd_ids), versatile.side, [lack.metric for lack in missing]))
     left_out = () if asked_for else tuple(lack for condition in CONDITIONS.values() if (lack := _lacks(condition, versatile, linear)))
     frames = []
     for place, condition in enumerate(wanted):
