@@ -296,6 +296,7 @@ def test_two_processes_learn_from_a_batch_what_one_learns(tmp_path: Path) -> Non
     said = subprocess.run(launcher, check=True, timeout=300, capture_output=True, text=True).stdout
     assert said.count("structural branch: ") == 1  # one of them speaks
     assert said.count("structural step 8 of 8") == 1
+    assert files.read_manifest(tmp_path / "two").record.device == "2 x cpu"
     small_training.share(tmp_path / "one")
     curves = [[[float(n) for n in line.split(",")] for line in curve(tmp_path / n, "structural").read_text().splitlines()[1:]] for n in ("one", "two")]
     assert np.allclose(curves[0], curves[1], rtol=1e-4)

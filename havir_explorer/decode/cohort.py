@@ -130,7 +130,7 @@ def fit_cohort(
     if source:
         trunk.check(everyone[0].blank, branches, source)
     steps = steps or _steps(options, sum(len(one.samples.nsd_ids) for one in everyone))
-    machine = Machine(device, options.precision)
+    machine = Machine(device, options.precision, subjects=len(members))
     if machine.rank:
         progress = notice = None  # one process speaks for all
     _check_shares(machine, options)
@@ -249,7 +249,7 @@ def _record(plan: Plan, members: Sequence[Member], machine: Machine, source: Par
         seed=plan.seed,
         steps=plan.steps,
         seconds=round(seconds, 1),
-        device=str(machine.device),
+        device=str(machine),
         caption_target=options.caption_target,
         image_source=options.image_source,
         hyper_parameters=options.listed(),

@@ -31,6 +31,8 @@ class Machine:
         ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; of several processes each takes its own GPU unless this is ``cpu``.
     precision : {'no', 'bf16', 'fp16'}
         Number format of products and convolutions; weights stay float32.
+    subjects : int
+        How many share a trunk: a step leaves the input layers of all but one alone.
 
     Raises
     ------
@@ -40,7 +42,7 @@ class Machine:
         By :meth:`room`.
     """
 
-    def __init__(self, device: str = "cpu", precision: Precision = "no") -> None:
+    def __init__(self, device: str = "cpu", precision: Precision = "no", *, subjects: int = 1) -> None:
         asked = torch.device(device)
         if asked.type != "cuda" and precision == "fp16":
             msg = f"precision fp16 needs a CUDA GPU, but training runs on {device}; choose bf16 or no"
@@ -49,7 +51,7 @@ class Machine:
             torch.cuda.set_device(asked)
         if _processes(device).num_processes == 1:  # accelerate's state is the process's: without this a second training here would get the first one's
             AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - it offers no other way
-        every = DistributedDataParallelKwargs(find_unused_parameters=True)  # the input layers of the subjects that a step does not draw
+        every = DistributedDataParallelKwargs(find_unused_parameters=subjects > 1)
         try:
             self._accelerator = Accelerator(cpu=asked.type == "cpu", mixed_precision=precision, device_placement=False, kwargs_handlers=[every])
         except ValueError as fault:
@@ -61,6 +63,9 @@ class Machine:
     def count(self) -> int:
         """How many processes train together."""
         return self._accelerator.num_processes
+
+    def __str__(self) -> str:
+        return f"{self.count} x {self.device.type}" if self.count > 1 else str(self.device)
 
     @property
     def rank(self) -> int:
