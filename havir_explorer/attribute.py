@@ -11,9 +11,10 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from havir_explorer.data.ceiling import noise_ceiling
 from havir_explorer.data.dataset import Atlas
 from havir_explorer.errors import RequestError
-from havir_explorer.records import BoolArray, Branch, Contribution, FloatArray
+from havir_explorer.records import BoolArray, Branch, Contribution, FloatArray, IntArray
 
 COLUMNS = ("roi", "file", "hemisphere", "n_voxels", "n_in_branch", "mean", "sem", "noise_ceiling")
 
@@ -48,27 +49,14 @@ def contribution(decoder: Decoder, branch: Branch) -> Contribution:
     return decoder.contribution(branch)
 
 
-def noise_ceiling(ncsnr: FloatArray, n_repeats: int = 3) -> FloatArray:
-    """Return the percentage of variance a perfect model could explain in responses averaged over repeats.
-
-    Parameters
-    ----------
-    ncsnr : float32 (n_voxels,)
-        Noise-ceiling signal-to-noise ratio.
-    n_repeats : int
-        Trials averaged, 1 or more.
-
-    Returns
-    -------
-    float32 (n_voxels,)
-        100 ncsnr² / (ncsnr² + 1 / n_repeats), in [0, 100] (Allen et al. 2022, NSD data manual).
-    """
-    power = np.square(ncsnr)
-    percent: FloatArray = (100 * power / (power + 1 / n_repeats)).astype(np.float32)
-    return percent
+def tested_repeats(trials: pd.DataFrame) -> IntArray:
+    """Return how many trials at hand show each shared picture, int64 (n,); each picture where none is shared. Columns as a data set's ``trials``."""
+    tested = trials[trials["shared"].to_numpy(dtype=bool)]
+    counts: IntArray = (tested if len(tested) else trials).drop_duplicates("nsd_id")["n_repeats"].to_numpy(dtype=np.int64)
+    return counts
 
 
-def roi_table(found: Contribution, atlas: Atlas, ncsnr: FloatArray) -> pd.DataFrame:
+def roi_table(found: Contribution, atlas: Atlas, ncsnr: FloatArray, repeats: IntArray) -> pd.DataFrame:
     """Return mean contributions per ROI and hemisphere.
 
     Parameters
@@ -76,13 +64,15 @@ def roi_table(found: Contribution, atlas: Atlas, ncsnr: FloatArray) -> pd.DataFr
     found : Contribution
     atlas : Atlas
     ncsnr : float32 (n_voxels,)
+    repeats : int64 (n_images,)
+        Trials that each image's response averages, for the noise ceiling; see :func:`tested_repeats`.
 
     Returns
     -------
     DataFrame
         Columns ``roi``, ``file``, ``hemisphere`` (both, lh, rh), ``n_voxels``, ``n_in_branch`` (voxels the branch reads), ``mean`` and
         ``sem`` of the contribution over those voxels (NaN without any; sem NaN below two), ``noise_ceiling`` (mean over the ROI's voxels,
-        percent, three repeats averaged). ROIs in the atlas's order; hemispheres without a voxel are left out.
+        percent, ``repeats`` averaged). ROIs in the atlas's order; hemispheres without a voxel are left out.
 
     Raises
     ------
@@ -94,7 +84,7 @@ def roi_table(found: Contribution, atlas: Atlas, ncsnr: FloatArray) -> pd.DataFr
             f"contribution, atlas and ncsnr must have one voxel count; got {len(found.values)}, {len(atlas.right)} and {len(ncsnr)}: take all from one subject"
         )
         raise RequestError(msg)
-    ceiling = noise_ceiling(ncsnr)
+    ceiling = noise_ceiling(ncsnr, repeats)
     sides = {"both": np.ones(len(atlas.right), np.bool_), "lh": ~atlas.right, "rh": atlas.right}
     rows = [
         (roi.name, roi.file, side, *_summary(found.values, roi.voxels & where, ceiling))

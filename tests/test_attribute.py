@@ -15,6 +15,8 @@ from havir_explorer.decode.split import default_split
 from havir_explorer.errors import RequestError
 from havir_explorer.records import Contribution
 
+REPEATS = np.array([3])
+
 
 @pytest.fixture
 def havir() -> Havir:
@@ -68,22 +70,25 @@ def test_an_unknown_branch_is_refused(havir: Havir) -> None:
         attribute.contribution(havir, "temporal")  # type: ignore[arg-type]
 
 
-def test_noise_ceiling_by_hand() -> None:
-    assert attribute.noise_ceiling(np.array([0, 1, 0.5], np.float32)) == pytest.approx([0, 75, 100 * 0.25 / (0.25 + 1 / 3)])
+def test_noise_ceilings_are_those_of_the_repeats_averaged() -> None:
+    world, found = SmallWorld(), Contribution("structural", "weights", np.zeros(VOXELS, np.float32))
+    one, three = (attribute.roi_table(found, world.atlas("subj01"), np.ones(VOXELS, np.float32), np.array([k]))["noise_ceiling"] for k in (1, 3))
+    assert np.allclose(one, 50)
+    assert np.allclose(three, 75)
 
 
 def test_roi_table_by_hand() -> None:
     world = SmallWorld()
     values = np.full(VOXELS, np.nan, np.float32)
     values[:SPATIAL] = np.linspace(0, 1, SPATIAL)
-    table = attribute.roi_table(Contribution("structural", "weights", values), world.atlas("subj01"), world.ncsnr("subj01"))
+    table = attribute.roi_table(Contribution("structural", "weights", values), world.atlas("subj01"), world.ncsnr("subj01"), REPEATS)
     assert tuple(table.columns) == attribute.COLUMNS
     row = table[(table.roi == "V1d") & (table.hemisphere == "rh")].iloc[0]
     right = np.arange(11, 20, 2)
     assert (row.file, row.n_voxels, row.n_in_branch) == ("prf-visualrois", 5, 5)
     assert row["mean"] == pytest.approx(values[right].mean())
     assert row["sem"] == pytest.approx(stats.sem(values[right]))
-    assert row["noise_ceiling"] == pytest.approx(attribute.noise_ceiling(world.ncsnr("subj01"))[right].mean(), rel=1e-5)
+    assert row["noise_ceiling"] == pytest.approx(attribute.noise_ceiling(world.ncsnr("subj01"), REPEATS)[right].mean(), rel=1e-5)
     face = table[(table.roi == "FFA-1") & (table.hemisphere == "both")].iloc[0]
     assert (face.n_voxels, face.n_in_branch) == (10, 0)
     assert np.isnan(face["mean"])
@@ -95,11 +100,11 @@ def test_a_hemisphere_without_voxels_is_left_out() -> None:
     world = SmallWorld()
     atlas = world.atlas("subj01")
     left_only = type(atlas)(atlas.rois, np.zeros(VOXELS, np.bool_))
-    table = attribute.roi_table(Contribution("structural", "weights", np.zeros(VOXELS, np.float32)), left_only, world.ncsnr("subj01"))
+    table = attribute.roi_table(Contribution("structural", "weights", np.zeros(VOXELS, np.float32)), left_only, world.ncsnr("subj01"), REPEATS)
     assert set(table.hemisphere) == {"both", "lh"}
 
 
 def test_arguments_of_different_subjects_are_refused() -> None:
     world = SmallWorld()
     with pytest.raises(RequestError, match="one voxel count"):
-        attribute.roi_table(Contribution("structural", "weights", np.zeros(3, np.float32)), world.atlas("subj01"), world.ncsnr("subj01"))
+        attribute.roi_table(Contribution("structural", "weights", np.zeros(3, np.float32)), world.atlas("subj01"), world.ncsnr("subj01"), REPEATS)

@@ -73,7 +73,7 @@ def test_both_branches_have_a_contribution_of_every_voxel_they_read(world: Small
     for branch in ("structural", "semantic"):
         found = attribute.contribution(trained[0], branch)
         assert np.flatnonzero(np.isfinite(found.values)).tolist() == list(range(READ))
-        table = attribute.roi_table(found, world.atlas("subj01"), world.ncsnr("subj01"))
+        table = attribute.roi_table(found, world.atlas("subj01"), world.ncsnr("subj01"), np.array([3]))
         both = table[table["hemisphere"] == "both"].set_index("roi")
         assert both["n_in_branch"].to_dict() == {"V1v": 10, "V1d": 10, "hV4": 20, "FFA-1": 10, "nsdgeneral": 85}
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from small_nsd import BETAS, GRID, N_TRIALS, VISUAL, Tree, nifti_tree, save_nifti, save_roi, write_behaviour, write_nifti_betas
 
+from havir_explorer import attribute
 from havir_explorer.data import betas, open_dataset, scores
 from havir_explorer.data.ceiling import noise_ceiling
 from havir_explorer.data.conventions import CONVENTIONS, PREPARATIONS
@@ -194,6 +196,12 @@ def test_noise_ceilings_follow_nsds_formula(repeats: list[int], term: float) -> 
 def test_a_noise_ceiling_needs_trials(repeats: list[int]) -> None:
     with pytest.raises(RequestError, match="averaged over 1 trial or more"):
         noise_ceiling(np.ones(2, np.float32), np.array(repeats, np.int64))
+
+
+def test_repeats_averaged_are_those_of_the_shared_pictures_at_hand() -> None:
+    trials = pd.DataFrame({"nsd_id": [7, 8, 7, 9, 9, 9], "shared": [True, True, True, False, False, False], "n_repeats": [2, 1, 2, 3, 3, 3]})
+    assert attribute.tested_repeats(trials).tolist() == [2, 1]
+    assert attribute.tested_repeats(trials[3:]).tolist() == [3]
 
 
 def test_results_are_remembered_for_the_preparation_they_were_read_from(damaged, tmp_path):

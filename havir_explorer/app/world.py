@@ -169,5 +169,6 @@ class World:
         dataset, havir, _ = pipeline.models(request)
         self._splits[request.subject] = havir.spatial, havir.semantic
         contribution = attribute.contribution(havir, branch)
-        table = attribute.roi_table(contribution, dataset.atlas(request.subject), dataset.ncsnr(request.subject))
+        repeats = attribute.tested_repeats(dataset.trials(request.subject))
+        table = attribute.roi_table(contribution, dataset.atlas(request.subject), dataset.ncsnr(request.subject), repeats)
         return Fed(cortical_map(contribution.values, self.surface(request.subject)), table)

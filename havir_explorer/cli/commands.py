@@ -181,7 +181,7 @@ def map_(
         raise DataMissing(msg)
     contribution = attribute.contribution(_trained(tree, subject, decoder), which)
     atlas, surface = tree.atlas(subject), tree.surface(subject, MESH)
-    rois = attribute.roi_table(contribution, atlas, tree.ncsnr(subject))
+    rois = attribute.roi_table(contribution, atlas, tree.ncsnr(subject), attribute.tested_repeats(tree.trials(subject)))
     title, unit = f"{_BRANCHES[which]} – {subject}, {tree.name}", "percentile of weight norm"
     if own:
         drawn = native.figure(contribution.values, own, atlas, title=title, unit=unit, synthetic=tree.synthetic)
