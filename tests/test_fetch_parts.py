@@ -15,11 +15,12 @@ from boto3.s3.transfer import TransferConfig
 from s3_server import BUCKET, Server
 
 from havir_explorer.cli import command
+from havir_explorer.cli import fetch as cli_fetch
 from havir_explorer.cli.show import numbers
 from havir_explorer.data.design import DESIGN, STIM_INFO
 from havir_explorer.data.fetch import bucket, folder, pictures, transfer, verify
 from havir_explorer.data.fetch.bucket import Bucket, Remote
-from havir_explorer.data.fetch.keys import ATLASES, BRICK_KEY, Order, most_pictures, plan
+from havir_explorer.data.fetch.keys import ATLASES, BRICK_KEY, SESSIONS, Order, most_pictures, plan
 from havir_explorer.data.fetch.transfer import Piece, Tally, download
 from havir_explorer.errors import Cancelled, DataInvalid, RequestError
 
@@ -101,6 +102,13 @@ def test_orders_that_cannot_be(capsys, tmp_path, arguments, sentence):
     asked = ("--subjects", "1", "--sessions", "1-2", "--to", str(tmp_path / "tree"), "--accept-nsd-terms", *arguments)
     assert command(["fetch", "nsd", *asked]) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("1,2", ("subj01", "subj02")), ("1, 5-7", ("subj01", "subj05", "subj06", "subj07")), ("subj03", ("subj03",)), ("all", tuple(SESSIONS))]
+)
+def test_subjects_by_numbers_ranges_and_names(text, found):
+    assert cli_fetch._people(text) == found
 
 
 def test_an_upload_in_parts_is_checked_by_its_parts(server, tmp_path):

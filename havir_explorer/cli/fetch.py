@@ -28,7 +28,7 @@ def _common() -> None:
 @app.command()
 def nsd(
     *,
-    subjects: Annotated[str, typer.Option("--subjects", help="Some of 1 to 8, e.g. 1,2.")],
+    subjects: Annotated[str, typer.Option("--subjects", help="Some of 1 to 8, e.g. 1,2 or 1-4, or 'all'.")],
     sessions: Annotated[str, typer.Option("--sessions", help="1-based, e.g. 1-3,7, or 'all'. About 1 GB each.")],
     to: Annotated[Path, typer.Option("--to", help="Folder for the tree; made when missing. Give it to other commands as --dataset.")],
     images: Annotated[str, typer.Option("--images", help="Pictures: none, shared (by every subject), needed (by these sessions) or all (39.6 GB).")] = "none",
@@ -62,9 +62,19 @@ def nsd(
 def _order(subjects: str, sessions: str, images: str, preparation: str, extras: str) -> Order:
     from havir_explorer.data.fetch import Order
 
-    people = tuple(f"subj{name.zfill(2)}" if name.isdecimal() else name for name in names(subjects))
     which = () if sessions.strip().lower() == "all" else numbers(sessions, "--sessions")
-    return Order(people, which, images, preparation, names(extras))  # type: ignore[arg-type]  # the record says what is not one of its words
+    return Order(_people(subjects), which, images, preparation, names(extras))  # type: ignore[arg-type]  # the record says what is not one of its words
+
+
+def _people(text: str) -> tuple[str, ...]:
+    """Return the subjects meant by ``all``, by numbers and ranges such as ``1,5-7``, or by their names."""
+    from havir_explorer.data.fetch import SESSIONS
+
+    if text.strip().lower() == "all":
+        return tuple(SESSIONS)
+    if not text.strip(" ,-0123456789") and names(text):
+        return tuple(f"subj{number:02d}" for number in numbers(text, "--subjects"))
+    return names(text)
 
 
 def _fetch(bucket: Bucket, found: Survey) -> Report:
