@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -207,6 +208,13 @@ def test_a_worker_that_the_system_ends_is_a_sentence(damaged: Tree, monkeypatch:
     monkeypatch.setattr(preparing, "ProcessPoolExecutor", Ended)
     with pytest.raises(OutputError, match="ended from outside, as for lack of memory; run again with fewer --workers: finished sessions stay"):
         prepare(damaged, workers=2)
+
+
+def test_workers_leave_ctrl_c_to_the_process_that_started_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: dict[int, object] = {}
+    monkeypatch.setattr(signal, "signal", heard.__setitem__)
+    preparing._follow_parent()
+    assert heard == {signal.SIGINT: signal.SIG_IGN}
 
 
 def test_a_store_of_another_voxel_set_is_refused(damaged: Tree) -> None:

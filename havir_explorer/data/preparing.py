@@ -6,6 +6,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -205,7 +206,7 @@ def _sessions(made: Plan, workers: int) -> Iterator[tuple[int, StoredSession]]:
             yield number, _write_session(made.responses, number, made.record.dtype)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(made.todo)), spawn, _end_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(made.todo)), spawn, _follow_parent) as pool:
         running = {pool.submit(_write_session, made.responses, number, made.record.dtype): number for number in made.todo}
         try:
             for finished in as_completed(running):
@@ -217,8 +218,9 @@ def _sessions(made: Plan, workers: int) -> Iterator[tuple[int, StoredSession]]:
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Leave no process behind when the one that started it is killed."""
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the process that started this one, and end when that one is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
