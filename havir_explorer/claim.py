@@ -33,7 +33,7 @@ def claimed(file: Path, taken: str, todo: str) -> Iterator[None]:
     ------
     OutputError
     """
-    lock = FileLock(file, fallback_to_soft=False)  # a soft lock outlives a process that is killed
+    lock = FileLock(file, mode=0o666, fallback_to_soft=False)  # whoever may write the folder may claim it; a soft lock outlives a killed process
     try:
         lock.acquire(timeout=0)
     except Timeout as other:

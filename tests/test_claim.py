@@ -36,6 +36,11 @@ def test_a_disk_without_locks_is_worked_on_with_a_warning(tmp_path: Path, monkey
     assert (tmp_path / "work").exists()
 
 
+def test_a_colleague_who_may_write_the_folder_may_claim_it(tmp_path: Path) -> None:
+    with claimed(tmp_path / ".lock", "taken", "do"):
+        assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o666
+
+
 def test_a_folder_that_cannot_be_claimed_says_why(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with pytest.raises(OutputError, match=r"cannot be written \(Is a directory\); make room"), storing.alone(tmp_path, "havir prepare"):
