@@ -19,7 +19,7 @@ from havir_explorer.decode.machine import Machine
 from havir_explorer.decode.objectives import Semantic, Structural
 from havir_explorer.decode.run import Run, checkpoint, checkpoint_bytes
 from havir_explorer.decode.targets import Targets
-from havir_explorer.errors import DeviceOutOfMemory, OutputError, RequestError
+from havir_explorer.errors import DeviceOutOfMemory, OutputError, RequestError, TrainingDiverged
 
 SHORTAGES = (torch.OutOfMemoryError(), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
 
@@ -159,6 +159,13 @@ def test_a_number_format_that_the_device_lacks_is_a_sentence(monkeypatch) -> Non
     monkeypatch.setattr(machine, "Accelerator", failing(ValueError("bf16 needs a supported device")))
     with pytest.raises(RequestError, match=r"cpu cannot train in precision bf16 \(bf16 needs a supported device\); choose another --precision"):
         Machine("cpu", "bf16")
+
+
+def test_a_half_precision_that_leaves_out_every_step_stops(world, targets, tmp_path, monkeypatch) -> None:
+    scales = iter([2.0**16, 2.0**-13, 2.0**-14])
+    monkeypatch.setattr(Machine, "scaler", property(lambda _: SimpleNamespace(get_scale=lambda: next(scales), state_dict=dict)))
+    with pytest.raises(TrainingDiverged, match=r"stopped at step 3: its loss is .* but the gradient is not finite.*or without mixed precision"):
+        fit_branches(world, "subj01", targets, tmp_path, steps=5, options=OPTIONS)
 
 
 def test_processes_wait_for_the_one_that_encodes(monkeypatch) -> None:

@@ -29,6 +29,8 @@ Progress = Callable[[float, str], None]
 Notice = Callable[[str], None]
 """Called with a sentence about what does not stop the training but should be known."""
 _DRAWS, _NOISE, _MIXING = 1, 2, 3
+_LEAST_SCALE = 2.0**-14
+"""Of fp16's gradients, which begin at 2¹⁶: thirty steps in a row were left out."""
 
 
 def checkpoint(folder: Path, branch: Branch) -> Path:
@@ -221,9 +223,11 @@ class Run:
 
     def _finite(self, loss: float) -> bool:
         """Whether a step leaves the weights finite: then every checkpoint is good."""
-        scaler = self.machine.scaler  # fp16's scaler leaves out steps whose gradients are too large
-        gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
-        return math.isfinite(loss) and (scaler is not None or bool(torch.nn.utils.get_total_norm(gradients).isfinite()))
+        if not math.isfinite(loss):
+            return False
+        if self.machine.scaler is not None:  # fp16's leaves out a step whose gradients overflow, and halves its scale: for ever where nothing helps
+            return float(self.machine.scaler.get_scale()) > _LEAST_SCALE
+        return bool(torch.nn.utils.get_total_norm([p.grad for p in self.learner.parameters() if p.grad is not None]).isfinite())
 
     def _accusation(self, loss: float, shown: Draw) -> str:
         """Say what is not finite, at which step and with which pictures, and what to do."""
