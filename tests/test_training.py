@@ -115,6 +115,17 @@ def test_branches_trained_at_the_same_time_into_one_folder_are_both_there(world:
     assert files.read_manifest(tmp_path).record.held_out_loss_semantic == files.read_manifest(whole).record.held_out_loss_semantic
 
 
+def test_a_second_training_of_a_branch_is_kept_out_of_its_folder(world: SmallWorld, targets: Targets, tmp_path: Path) -> None:
+    asked = {"branches": ("structural",), "steps": 4, "options": OPTIONS}
+
+    def again(share: float, line: str) -> None:
+        with pytest.raises(OutputError, match=r"another havir train is training the structural branch in .*; wait for it to end, or give another folder"):
+            fit_branches(world, "subj01", targets, tmp_path, **asked)
+
+    fit_branches(world, "subj01", targets, tmp_path, **asked, progress=again)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_decoder_with_one_branch_is_not_loaded(world: SmallWorld, targets: Targets, tmp_path: Path) -> None:
     fit_branches(world, "subj01", targets, tmp_path, branches=("structural",), steps=2, options=OPTIONS)
     with pytest.raises(WeightsMissing, match=r"has no semantic branch yet.*havir train --subject subj01 --branch semantic"):

@@ -6,13 +6,16 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from havir_explorer.claim import claimed
+from havir_explorer.data import storing
 from havir_explorer.decode import branches as modules
 from havir_explorer.decode import card, files, trunk
 from havir_explorer.decode.cost import check_disk, cost
@@ -121,7 +124,7 @@ def fit_cohort(
     DeviceOutOfMemory
         Not even one picture at a time fits, or the weights and the optimiser do not.
     OutputError
-        The disk is full or the folder cannot be written.
+        The disk is full, the folder cannot be written, or another process trains the same branch in it.
     """
     options = options or Options()
     _check(members, steps, options, edges)
@@ -186,13 +189,25 @@ class _School:
         with self.machine.room(f"the {branch} branch"):
             learner = Learner(*(module.to(self.machine.device) for module in made))
         run = Run(lesson, learner, plan, self.machine)
-        run.loop(self.folder, progress=progress, notice=notice)
+        with _claim(self.folder, branch) if self.machine.rank == 0 else nullcontext():
+            run.loop(self.folder, progress=progress, notice=notice)
         self.machine.release()
         with self.machine.room(f"the {branch} branch's repair"):
             modules.finish(lesson, learner, options)
         ended = run.state.best_loss, run.state.best_step, run.state.seconds
         states = [{f"{PREFIXES[branch]}{name}": value.detach().cpu() for name, value in module.state_dict().items()} for module in made]
         return [Taught(branch, state, *ended, len(one.train), len(one.held)) for state, one in zip(states, lesson.pairs, strict=True)]
+
+
+@contextmanager
+def _claim(folder: Path, branch: Branch) -> Iterator[None]:
+    """Keep a second training of the branch out of the folder: the two would overwrite each other's checkpoint."""
+    storing.room(folder, "decoder's folder", "choose another one")
+    lock = folder / f".{branch}.lock"
+    taken = f"another havir train is training the {branch} branch in {folder}; wait for it to end, or give another folder with --out"
+    with claimed(lock, taken, "choose another folder"):
+        yield
+        lock.unlink(missing_ok=True)
 
 
 def _apart(pairs: Sequence[Pairs]) -> tuple[Pairs, ...]:
