@@ -184,6 +184,17 @@ def test_the_command_encodes_what_the_subjects_saw(told, tmp_path: Path) -> None
     assert len(TargetStore.open(Path(said["store"]))) == TRAIN + TEST
 
 
+def test_training_uses_the_store_that_it_is_given(
+    told, generator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["targets", "--subject", "subj01", "--captions", "mean", "--out", str(tmp_path / "mine"), "--generator", generator]) == 0
+    assert f"--captions mean --targets {tmp_path / 'mine'}" in capsys.readouterr().out
+    monkeypatch.setattr(encoding, "encode", lambda *_, **__: pytest.fail("a picture was encoded again"))
+    made = told("train", "--captions", "mean", "--targets", tmp_path / "mine", "--steps", 2, "--out", tmp_path / "havir")
+    assert made["caption_target"] == "mean"
+    assert not (tmp_path / "cache" / "targets").exists()
+
+
 def test_training_uses_the_store_that_is_there(told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = told("train", "--out", tmp_path / "first", "--steps", 2)
     assert made["images"] == TRAIN

@@ -50,7 +50,8 @@ def targets(
     seconds = round(time.perf_counter() - began, 2)
     if not as_json:
         console().print(f"targets of {len(store):,} pictures are ready in {store.folder} ({len(work.plan.pictures):,} encoded in {seconds:.0f} s)")
-        shown = "" if generator is None else f" --generator {generator}"
+        given = (("generator", generator), ("captions", captions), ("images", None if images == "stimulus" else images), ("targets", out))
+        shown = "".join(f" --{name} {value}" for name, value in given if value is not None)
         console().print(f"next: havir train --dataset {dataset} --subject {(names(subject) or tree.subjects())[0]}{shown}")
         return
     what = {"captions": store.caption_target, "images": store.image_source, "generator": store.manifest.generator_name, **store.shapes._asdict()}

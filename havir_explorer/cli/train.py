@@ -48,6 +48,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on from the folder's last checkpoint.")] = True,
     captions: Annotated[str | None, typer.Option("--captions", help="Text target: mean or first caption. [mean; first for the teaching world]")] = None,
     images: Annotated[str, typer.Option("--images", help="Image target: of the stimulus, or synthesised from its captions (HAVIR v1).")] = "stimulus",
+    targets: Annotated[Path | None, typer.Option("--targets", help="Folder of the targets, as havir targets --out made it. [the cache folder]")] = None,
     generator: GeneratorOption = None,
     split: Annotated[str | None, typer.Option("--split", help="Voxels of the branches: default, takagi, streams, or all (to both: the control).")] = None,
     rois: Annotated[str | None, typer.Option("--rois", help="Only these ROIs of the split, with commas between: V1,V2,FFA-1.")] = None,
@@ -76,7 +77,7 @@ def train(
         msg = f"--steps {steps} and --epochs {epochs:g} both say how long to train; give one of them"
         raise RequestError(msg)
     branches = (one_of("--branch", branch, BOTH),) if branch else BOTH
-    source = _Source(dataset, names(subject), generator or _D.generator, captions, one_of("--images", images, get_args(ImageSource)))
+    source = _Source(dataset, names(subject), generator or _D.generator, captions, one_of("--images", images, get_args(ImageSource)), targets)
     how = _How(branches, steps, seed, resume, str(devices.device(device)), tensorboard, _start(start_from, freeze=freeze), sessions)
     linear = one_of("--method", method, METHODS) == "linear"
     decoders = (trained_linear if linear else trained)(source, out, how, asked=asked, shape=shape)
@@ -129,6 +130,7 @@ class _Source:
     generator: str
     captions: str | None
     images: ImageSource
+    targets: Path | None
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class _How:
 def trained(source: _Source, out: Path | None, how: _How, *, asked: Asked, shape: Shape) -> list[tuple[Path, Manifest]]:
     """Train branches of the subjects' decoders on every image that is not shared; return their folders and what is said of them.
 
-    Its targets come from the data set's store under the cache folder, to which those that it lacks are added (:mod:`havir_explorer.encoding`).
+    Its targets come from the store named, or the data set's under the cache folder; those that it lacks are added (:mod:`havir_explorer.encoding`).
 
     Raises
     ------
@@ -260,7 +262,7 @@ def _targets(tree: Dataset, source: _Source) -> tuple[TargetStore, VersatileDiff
     tables = [tree.trials(subject) for subject in source.subjects]
     seen = np.unique(np.concatenate([table.loc[~table["shared"], "nsd_id"].to_numpy(dtype=np.int64) for table in tables]))
     with progress_bar("looking at targets") as show:
-        work = encoding.prepare(tree, seen, source.generator, captions=rule, images=source.images, progress=show)
+        work = encoding.prepare(tree, seen, source.generator, captions=rule, images=source.images, folder=source.targets, progress=show)
     if work.plan.todo:
         _notice(str(work))
     with progress_bar("encoding stimuli") as show:
