@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,6 +78,14 @@ def test_a_command_may_open_as_many_files_as_sessions_are(monkeypatch, limits, e
     monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: asked.append(wanted))
     cli_show.open_more_files()
     assert asked == ([(expected, limits[1])] if expected else [])
+
+
+@pytest.mark.parametrize(("debug", "expected"), [("", "havir: said\n"), ("1", "havir: said (f.py:3, UserWarning)\n")])
+def test_a_warning_is_one_sentence(monkeypatch, debug, expected):
+    monkeypatch.setenv(cli_show.DEBUG, debug)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    cli_show.warn_in_words()
+    assert warnings.formatwarning("said", UserWarning, "f.py", 3) == expected
 
 
 def test_the_traceback_can_be_seen(capsys, monkeypatch):

@@ -16,7 +16,7 @@ from havir_explorer import __version__
 from havir_explorer.cli import diffuse, evaluate, explore, export, fetch, networks, prepare, sweep, targets, train, weights
 from havir_explorer.cli.cluster import Placed
 from havir_explorer.cli.options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption, anywhere
-from havir_explorer.cli.show import OURS, can_write, console, emit, guarded, names, one_of, open_more_files, quiet, write
+from havir_explorer.cli.show import OURS, can_write, console, emit, guarded, names, one_of, open_more_files, quiet, warn_in_words, write
 from havir_explorer.errors import DataMissing, RequestError, nearest
 from havir_explorer.records import Branch, Request
 
@@ -252,5 +252,6 @@ def command(arguments: Sequence[str]) -> int:
 def main() -> None:
     """Entry point of the console command."""
     quiet()
+    warn_in_words()
     open_more_files()
     sys.exit(command(sys.argv[1:]))

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,6 +52,16 @@ def quiet() -> None:
     """Keep the libraries' own progress bars and advice off the terminal, before they are imported; what the user has set stands."""
     for name, value in (("HF_HUB_DISABLE_PROGRESS_BARS", "1"), ("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error")):
         os.environ.setdefault(name, value)
+
+
+def warn_in_words() -> None:
+    """Print warnings as errors are, in one sentence; with ``HAVIR_DEBUG`` also the line that gave them."""
+
+    def sentence(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        place = f" ({filename}:{lineno}, {category.__name__}{f': {line}' if line else ''})" if os.environ.get(DEBUG) else ""
+        return f"havir: {message}{place}\n"
+
+    warnings.formatwarning = sentence
 
 
 def open_more_files() -> None:
