@@ -19,8 +19,8 @@ from havir_explorer.errors import DataInvalid, DataMissing, OutputError, Request
 from havir_explorer.records import IntArray
 
 STORE = "target store"
-SHARD = 128
-"""Pictures in a file: 70 MB at the published size."""
+SHARD = 256
+"""Pictures in a file: 140 MB at the published size. A stop loses the last file; many small ones cost training an opening each."""
 Progress = Callable[[float, str], None]
 EncodeBatches = Callable[[IntArray], Iterator[tuple[range, Rows]]]
 """Encodes the pictures of these nsd_ids, some at a time, and yields which of them are done with their targets."""

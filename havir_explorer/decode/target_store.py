@@ -30,7 +30,7 @@ from havir_explorer.records import IntArray
 
 MANIFEST = "store.json"
 OPEN = 64
-"""Shards kept open: a store of all pictures has 571, and macOS lets a process open 256 files."""
+"""Shards kept open: a store of all pictures has 286, and macOS lets a process open 256 files."""
 AGAIN = "make it again with: havir targets"
 Records = npt.NDArray[np.void]
 Mapped = np.memmap[Any, np.dtype[np.void]]
