@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -62,6 +63,20 @@ def is_shortage(fault: BaseException) -> bool:
     """Whether a fault is of memory; torch raises a class of its own on a GPU, and a plain RuntimeError on the CPU and on MPS."""
     said = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError" or any(words in str(fault) for words in said)
+
+
+def reason(error: OSError) -> str:
+    """Return why a file or folder cannot be written or read, and what to do, as a phrase for the end of an error's sentence."""
+    reasons = {
+        errno.ENOSPC: "the disk is full; make room or choose another folder",
+        errno.EDQUOT: "your share of the disk is used up; make room or choose another folder",
+        **dict.fromkeys((errno.EACCES, errno.EPERM), "it is not allowed there; choose a folder of your own"),
+        errno.EROFS: "that disk is read-only; choose another folder",
+        errno.ENOENT: "there is no such file or folder; check the name, or make the folder first",
+        **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "there is a file of that name, or of a folder's on the way to it; choose another name"),
+        errno.EISDIR: "there is a folder of that name; choose another name",
+    }
+    return reasons.get(error.errno or 0, error.strerror or str(error))
 
 
 def nearest(asked: str, known: Iterable[str], count: int = 3) -> str:

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from havir_explorer import store
 from havir_explorer.claim import claimed
-from havir_explorer.errors import DataInvalid, OutputError
+from havir_explorer.errors import DataInvalid, OutputError, reason
 from havir_explorer.records import Request, Score, Settings
 
 ROWS = "rows"
@@ -154,7 +154,7 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
-        msg = f"cannot write a sweep to {folder}: {fault.strerror or fault}; give another folder with --out"
+        msg = f"cannot write a sweep to {folder}: {reason(fault)}"
         raise OutputError(msg) from fault
     taken = f"another sweep is writing {folder}; wait for it to end, or choose another folder"
     with claimed(folder / ".lock", taken, "give another folder with --out"):

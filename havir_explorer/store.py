@@ -7,7 +7,6 @@ keys and wrong types are refused, and no picture is decoded to find it.
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -23,7 +22,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from havir_explorer.errors import HavirError, OutputError, RequestError
+from havir_explorer.errors import HavirError, OutputError, RequestError, reason
 from havir_explorer.paths import cache_folder, shipped_weights, stamp
 from havir_explorer.records import Kind, Reconstruction, Request, Score, UInt8Array
 
@@ -187,7 +186,7 @@ def read_recipe(path: Path | str) -> Request:
         with path.open("rb") as file:
             text = _text_in(file, path)
     except OSError as error:
-        msg = f"cannot read a recipe from {path}: {_reason(error)}"
+        msg = f"cannot read a recipe from {path}: {reason(error)}"
         raise RequestError(msg) from error
     try:
         return Recipe.model_validate_json(text).request
@@ -328,21 +327,8 @@ def write_files(files: Mapping[Path, bytes], *, make_folder: bool = False) -> No
     except OSError as error:
         for part in waiting.values():
             _remove(part)
-        msg = f"cannot write {path}: {_reason(error)}"
+        msg = f"cannot write {path}: {reason(error)}"
         raise OutputError(msg) from error
-
-
-def _reason(error: OSError) -> str:
-    reasons = {
-        errno.ENOSPC: "the disk is full; make room or choose another folder",
-        errno.EDQUOT: "your share of the disk is used up; make room or choose another folder",
-        **dict.fromkeys((errno.EACCES, errno.EPERM), "it is not allowed there; choose a folder of your own"),
-        errno.EROFS: "that disk is read-only; choose another folder",
-        errno.ENOENT: "there is no such file or folder; check the name, or make the folder first",
-        **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a part of its folder is a file; choose another folder"),
-        errno.EISDIR: "there is a folder of that name; choose another name",
-    }
-    return reasons.get(error.errno or 0, error.strerror or str(error))
 
 
 def _remove(path: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_file_is_whole_or_absent(tmp_path):
         part.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="the disk is full"):
         cli_show.write(tmp_path / "map.png", fails)
     assert list(tmp_path.iterdir()) == []
     cli_show.write(tmp_path / "map.png", lambda part: part.write_text("whole"))

@@ -50,6 +50,14 @@ def test_a_worker_killed_in_the_middle_costs_no_task_and_doubles_none(tmp_path):
     assert dict(os.environ) == before
 
 
+def test_workers_that_do_not_end_in_time_hide_no_fault(tmp_path):
+    def close():
+        raise TimeoutError
+
+    with pytest.raises(RequestError, match="there is no number 7"), cluster._ended(SimpleNamespace(close=close)):
+        list(each(refuse, [Sum(7, tmp_path)]))
+
+
 @pytest.mark.timeout(60)
 def test_a_worker_that_comes_back_late_is_waited_for(tmp_path):
     import dask

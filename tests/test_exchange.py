@@ -115,7 +115,7 @@ def test_files_and_options_that_cannot_be_are_refused_before_anything_runs(array
         assert said in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert command(asked(tmp_path, "--png", str(tmp_path / "file" / "png"))) == 2
-    assert "cannot make the folder" in capsys.readouterr().err
+    assert "cannot make the folder of --png" in capsys.readouterr().err
 
 
 def test_reconstruct_takes_the_solver_the_interval_and_the_convention(cache, tmp_path, trial, capsys):

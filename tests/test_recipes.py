@@ -147,7 +147,7 @@ def test_unwritable_paths_are_sentences(tmp_path, result):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
     for path, sentence in (
-        (tmp_path / "file" / "r.png", "a part of its folder is a file"),
+        (tmp_path / "file" / "r.png", "there is a file of that name, or of a folder's on the way to it"),
         (tmp_path / "absent" / "r.png", "make the folder first"),
         (tmp_path / "folder.png", "a folder of that name"),
         (tmp_path / "r.jpg", r"end it in \.png"),
@@ -156,7 +156,7 @@ def test_unwritable_paths_are_sentences(tmp_path, result):
             write_png(result, path)
         assert path.name in str(caught.value)
     assert leftovers(tmp_path) == ["file"]
-    with pytest.raises(OutputError, match="a part of its folder is a file"):
+    with pytest.raises(OutputError, match="there is a file of that name, or of a folder's on the way to it"):
         Store(tmp_path / "file" / "results").put(result)
 
 

@@ -10,8 +10,7 @@ import typer
 from PIL import Image
 
 from havir_explorer.cli.options import JsonOption
-from havir_explorer.cli.show import can_write, console, emit, progress_bar, write
-from havir_explorer.errors import OutputError
+from havir_explorer.cli.show import can_write, console, emit, make_folder, progress_bar, write
 from havir_explorer.records import Convention, FloatArray, Scheduler, Settings, UInt8Array
 
 _D = Settings()
@@ -39,7 +38,7 @@ def diffuse(
     numbers = Settings(seed, steps, strength, guidance, mix, guidance_start=guidance_start, guidance_stop=guidance_stop, **whose)
     can_write(out, ".npz")
     if png is not None:
-        _folder(png)
+        make_folder(png, "--png")
     from havir_explorer.diffuse import device, exchange
     from havir_explorer.diffuse.weights import load
 
@@ -59,16 +58,6 @@ def _save(out: Path, png: Path | None, latents: FloatArray, pictures: UInt8Array
     if png is not None:
         for index, picture in enumerate(pictures):
             write(png / f"{index:04d}.png", Image.fromarray(picture).save)
-
-
-def _folder(folder: Path) -> None:
-    """Make the folder for the pictures before minutes go into them."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        msg = f"cannot make the folder {folder}: {fault.strerror}; give another one with --png"
-        raise OutputError(msg) from fault
-    can_write(folder / "0000.png", ".png")
 
 
 def _notice(sentence: str) -> None:

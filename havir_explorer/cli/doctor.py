@@ -20,6 +20,7 @@ from havir_explorer.errors import HavirError
 State = Literal["fine", "note", "broken"]
 _MARKS = {"fine": "✓", "note": "–", "broken": "✗"}
 _DEMO_BYTES = 300 * 2**20
+_INSTALL = "in the repository's folder: pip install --constraint constraints.txt --editable ."
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _safely(name: str, look: Callable[[], Check]) -> Check:
     except HavirError as fault:  # its sentence ends with what to do
         return Check(name, "broken", str(fault))
     except Exception as fault:  # noqa: BLE001 - the doctor must finish its round whatever is wrong with the patient
-        return Check(name, "broken", f"{type(fault).__name__}: {fault}", "install havir_explorer again: pip install --force-reinstall havir_explorer")
+        return Check(name, "broken", f"{type(fault).__name__}: {fault}", f"install havir_explorer again; {_INSTALL}")
 
 
 def _python() -> Check:
@@ -101,7 +102,7 @@ def _packages() -> Check:
         if not need.specifier.contains(version, prereleases=True):
             bad.append(f"{need.name} {version} is outside {need.specifier}")
     if bad:
-        return Check("packages", "broken", "; ".join(bad), "pip install --constraint constraints.txt havir_explorer")
+        return Check("packages", "broken", "; ".join(bad), _INSTALL)
     return Check("packages", "fine", ", ".join(shown))
 
 

@@ -13,7 +13,7 @@ import typer
 
 from havir_explorer.cli.cluster import placed
 from havir_explorer.cli.options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
-from havir_explorer.cli.show import can_write, console, duration, emit, names, progress_bar, size, table, write
+from havir_explorer.cli.show import can_write, console, duration, emit, make_folder, names, progress_bar, size, table, write
 from havir_explorer.cluster import Where
 from havir_explorer.errors import Cancelled, HavirError, OutputError, RequestError
 from havir_explorer.records import Repeats, Request
@@ -57,7 +57,7 @@ def evaluate(
     from havir_explorer.evaluate.sharing import drawing
 
     arguments = (dataset, subject, limit, split, repeats, conditions, seed, generator, decoder, linear)
-    written, kept = _format(as_table, out), keep or _meanwhile(arguments)
+    written, kept = _format(as_table, out), make_folder(keep, "--keep") if keep else _meanwhile(arguments)
     if rows is not None:
         can_write(rows, ".parquet")
     tower = _tower(clip, clip_weights, protocol)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from havir_explorer.errors import Cancelled, HavirError, OutputError, RequestError
+from havir_explorer.errors import Cancelled, HavirError, OutputError, RequestError, reason
 
 _Name = TypeVar("_Name", bound=str)
 DEBUG = "HAVIR_DEBUG"
@@ -190,6 +190,25 @@ def can_write(path: Path, *endings: str) -> Path:
     return path
 
 
+def make_folder(folder: Path, option: str) -> Path:
+    """Return the folder, made where it is missing, once it is known that files can be written in it; ``option`` names it.
+
+    Raises
+    ------
+    OutputError
+        It cannot be made, or not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        msg = f"cannot make the folder of {option}, {folder}: {reason(fault)}"
+        raise OutputError(msg) from fault
+    if not os.access(folder, os.W_OK):
+        msg = f"cannot write in the folder {folder}: it is not allowed there; give another one with {option}"
+        raise OutputError(msg)
+    return folder
+
+
 def write(path: Path, save: Callable[[Path], object]) -> Path:
     """Save under a temporary name, then rename, so that a file is either whole or absent.
 
@@ -205,7 +224,7 @@ def write(path: Path, save: Callable[[Path], object]) -> Path:
     except OSError as fault:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        msg = f"cannot write {path}: {fault.strerror or fault}; free some space or write somewhere else"
+        msg = f"cannot write {path}: {reason(fault)}"
         raise OutputError(msg) from fault
     return path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from havir_explorer.cli.options import DatasetOption, GeneratorOption, JsonOption
-from havir_explorer.cli.show import console, emit, names, one_of, progress_bar
-from havir_explorer.errors import OutputError, RequestError, nearest
+from havir_explorer.cli.show import console, emit, make_folder, names, one_of, progress_bar
+from havir_explorer.errors import RequestError, nearest
 from havir_explorer.records import Branch, Request
 
 if TYPE_CHECKING:
@@ -274,21 +273,9 @@ def _folders(out: Path | None, tree: Dataset, subjects: tuple[str, ...], method:
     from havir_explorer import paths
 
     if out is not None and len(subjects) == 1:
-        return [_writable(out)]
+        return [make_folder(out, "--out")]
     home = out or paths.cache_folder() / method / tree.name
-    return [_writable(home / subject) for subject in subjects]
-
-
-def _writable(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        msg = f"cannot make the folder {folder}: {fault.strerror}; give another one with --out"
-        raise OutputError(msg) from fault
-    if not os.access(folder, os.W_OK):
-        msg = f"cannot write in the folder {folder}: it is not allowed there; give another one with --out"
-        raise OutputError(msg)
-    return folder
+    return [make_folder(home / subject, "--out") for subject in subjects]
 
 
 def _notice(sentence: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from havir_explorer.errors import DataInvalid, OutputError
+from havir_explorer.errors import DataInvalid, OutputError, reason
 from havir_explorer.evaluate.drawing import Chunk, Progress
 from havir_explorer.evaluate.run import Drawer, in_turn
 from havir_explorer.records import SCORES_VERSION, Request, UInt8Array
@@ -85,5 +85,5 @@ def _write(file: Path, pictures: UInt8Array) -> None:
     except OSError as fault:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        msg = f"cannot keep pictures in {file.parent}: {fault.strerror or fault}; make room or name another folder; what was kept stays"
+        msg = f"cannot keep pictures in {file.parent}: {reason(fault)}; what was kept stays"
         raise OutputError(msg) from fault
