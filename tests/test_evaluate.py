@@ -227,6 +227,17 @@ def test_a_generator_without_its_tower_is_refused_the_retrieval_and_scored_witho
     assert {m.get for m in found.missing} == {"havir weights compact CHECKPOINT --to FOLDER --towers"}
 
 
+def test_the_cost_is_told_before_any_network_sees_a_stimulus(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand of them take six networks the better part of an hour on a CPU."""
+    monkeypatch.setattr(run, "gauges", lambda *_, **__: pytest.fail("the networks came first"))
+
+    def stop(cost: object) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        scoring.evaluate(limit=2, on_cost=stop)
+
+
 def test_conditions_that_nobody_named_are_not_left_out_silently(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Painter, "sees", lambda self: False)
     found = scoring.evaluate(limit=2)

@@ -115,9 +115,9 @@ def evaluate(
     tower = clip or (Tower(OWN_TOWER, versatile.image_features) if versatile.sees() else None)
     used = _protocol(asked, tower, synthetic=data.synthetic)
     measures, missing = available(used, tower, networks)
-    ready = gauges(used, measures, tested.stimuli, side=versatile.side, tower=tower, folder=networks, device=str(versatile.device))
     if on_cost is not None:
         on_cost(expected(wanted, requests, len(tested.nsd_ids), versatile.side, [lack.metric for lack in missing]))
+    ready = gauges(used, measures, tested.stimuli, side=versatile.side, tower=tower, folder=networks, device=str(versatile.device))
     left_out = () if asked_for else tuple(lack for condition in CONDITIONS.values() if (lack := _lacks(condition, versatile, linear)))
     frames = []
     for place, condition in enumerate(wanted):
