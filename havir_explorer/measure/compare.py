@@ -12,7 +12,10 @@ from havir_explorer.errors import RequestError
 from havir_explorer.records import FloatArray
 
 BLOCK = 2**27
-"""Bytes of float64 features that are standardised at once: AlexNet's 184,512 for 982 pictures would be 1.4 GB."""
+"""Bytes of float64 features that are centred at once: AlexNet's 184,512 for 982 pictures and stimuli would be 2.9 GB."""
+
+_FLAT = 1e-9
+"""Length below which a row is rounding residue, which must not be blown up to a direction."""
 
 
 def cosine(left: FloatArray, right: FloatArray) -> FloatArray:
@@ -51,17 +54,27 @@ def two_way(pictures: FloatArray, stimuli: FloatArray) -> FloatArray:
     if len(pictures) < 2:
         msg = f"two-way identification needs at least 2 pictures to tell apart; got {len(pictures)}"
         raise RequestError(msg)
-    rows = max(1, BLOCK // (8 * pictures.shape[1]))
-    parts = [slice(start, start + rows) for start in range(0, len(pictures), rows)]
-    similar = np.empty((len(stimuli), len(pictures)))
-    for below in parts:
-        right = _unit(_centred(pictures[below])).T
-        for beside in parts:
-            similar[beside, below] = _unit(_centred(stimuli[beside])) @ right
+    similar = _every_r(stimuli, pictures)
     beaten = similar < np.diag(similar)
     np.fill_diagonal(beaten, val=False)
     shares: FloatArray = (beaten.sum(0) / (len(pictures) - 1)).astype(np.float32)
     return shares
+
+
+def _every_r(left: FloatArray, right: FloatArray) -> FloatArray:
+    """Return Pearson's r of every row of one with every row of the other, float64 (n, m); some features at a time, each standardised once."""
+    width = max(1, BLOCK // (8 * (len(left) + len(right))))
+    parts = [slice(start, start + width) for start in range(0, left.shape[1], width)]
+    means = [rows.mean(1, keepdims=True, dtype=np.float64) for rows in (left, right)]
+    similar = np.zeros((len(left), len(right)))
+    squares = [np.zeros((len(rows), 1)) for rows in (left, right)]
+    for part in parts:
+        one, other = (rows[:, part] - mean for rows, mean in zip((left, right), means, strict=True))
+        similar += one @ other.T
+        for total, centred in zip(squares, (one, other), strict=True):
+            np.add(total, np.square(centred, out=centred).sum(1, keepdims=True), out=total)
+    one, other = (np.where(total > _FLAT**2, np.sqrt(total), np.inf) for total in squares)
+    return similar / (one @ other.T)
 
 
 def two_way_one(picture: FloatArray, stimulus: FloatArray, others: FloatArray) -> float:
@@ -120,6 +133,5 @@ def _centred(rows: FloatArray) -> FloatArray:
 
 def _unit(rows: FloatArray) -> FloatArray:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    # A flat picture's rounding residue must not be blown up to a direction.
-    unit: FloatArray = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 1e-9)
+    unit: FloatArray = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > _FLAT)
     return unit
