@@ -19,10 +19,9 @@ def anywhere(name: str | None) -> str | None:
     """
     if name is None or name in _WORDS:
         return name
-    place, mark, convention = (name, "", "") if Path(name).expanduser().is_dir() else name.rpartition("#")
-    if "{subject}" in name:
-        place, mark, convention = name, "", ""
-    elif not place or not Path(place).expanduser().is_dir():
+    whole = "{subject}" in name or Path(name).expanduser().is_dir()
+    place, mark, convention = (name, "", "") if whole else name.rpartition("#")
+    if place in _WORDS or not (whole or Path(place).expanduser().is_dir()):
         return name
     return os.path.normpath(Path(place).expanduser().absolute()) + mark + convention
 
