@@ -1,5 +1,7 @@
 """Both flows of a block side by side: one memory with the checkpoint's own parameters, whatever is done to those."""
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,9 +18,9 @@ def unet():
 
 
 def drawn(unet):
-    latents, image, text = tensors(conditions(tiny_model()))
+    latents, image, text = (value.to(unet.unet.dtype) for value in tensors(conditions(tiny_model())))
     with torch.no_grad():
-        return unet(latents, torch.tensor(400), Conditions(image, text, torch.full((3,), 0.3)))
+        return unet(latents, torch.tensor(400), Conditions(image, text, torch.full((3,), 0.3, dtype=latents.dtype))).float()
 
 
 def test_settled_weights_are_the_same_weights_in_one_memory(unet):
@@ -41,6 +43,30 @@ def test_weights_moved_or_replaced_after_settling_are_those_that_draw(unet, chan
     wanted.load_state_dict(unet.state_dict())
     unet.settle()
     assert torch.allclose(drawn(unet), drawn(wanted), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda unet: unet.double(), copy.deepcopy, lambda unet: unet.load_state_dict({k: v.clone() for k, v in unet.state_dict().items()}, assign=True) and unet],
+)
+def test_copies_and_moved_weights_draw_before_they_are_settled_again(unet, change):
+    unet.settle()
+    changed = change(unet)
+    with torch.no_grad():
+        changed.unet.mid_block.attentions[0].text.transformer_blocks[0].attn2.to_q.weight.mul_(3)
+    wanted = VersatileUNet(UNET).eval()
+    wanted.load_state_dict({name: value.float() for name, value in changed.state_dict().items()})
+    assert torch.allclose(drawn(changed), drawn(wanted), atol=1e-5)
+
+
+def test_a_copy_of_a_compiled_denoiser_draws_with_its_own_weights(unet):
+    unet.compile_steps(backend="eager")
+    own = copy.deepcopy(unet)
+    with torch.no_grad():
+        own.unet.conv_out.weight.mul_(3)
+    wanted = VersatileUNet(UNET).eval()
+    wanted.load_state_dict(own.state_dict())
+    assert torch.allclose(drawn(own), drawn(wanted), atol=1e-5)
 
 
 def test_settled_weights_can_be_trained_and_saved(unet, tmp_path):

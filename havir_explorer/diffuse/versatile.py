@@ -7,7 +7,7 @@ keys and values of the conditions and the embedded times, which a request comput
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -101,6 +101,19 @@ class DualFlowBlock(nn.Module):
             return transform(self.image, settled.chosen(int(image is None)), hidden, [image or text or []], None)
         return transform(self.image, settled, hidden, [image, text], mix)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has weights of its own, which do not lie side by side yet."""
+        return {**super().__getstate__(), "_settled": None}  # type: ignore[no-untyped-call]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DualFlowBlock:
+        self._settled = None  # what moves or converts weights leaves these behind
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:  # noqa: ANN401 - as torch declares it
+        self._settled = None
+        super()._load_from_state_dict(*arguments)
+
     def settle(self) -> None:
         """Lay the weights of both flows side by side in memory, unless they lie so already."""
         flows = (self.image, self.text)
@@ -137,6 +150,10 @@ class VersatileUNet(nn.Module):
     def forward(self, latents: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
         """Return the predicted noise, shaped like ``latents`` (B, 4, h, w); ``times`` is (B,) or a scalar in [0, 1000)."""
         return self.denoise(latents, self.embed(times), self.read(conditions))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not compiled: what was compiled reads the weights of the original."""
+        return {name: value for name, value in super().__getstate__().items() if name != "denoise"}  # type: ignore[no-untyped-call]
 
     def read(self, conditions: Conditions) -> Read:
         """Return the keys and values of the conditions in every cross-attention layer: constant over the steps of a request."""
