@@ -108,6 +108,13 @@ def test_more_steps_than_a_solver_has_times_is_said():
         schedule(SCHEDULER, Settings(steps=1000, scheduler="unipc"))
 
 
+@pytest.mark.parametrize(("strength", "convention"), [(1.0, "havir"), (0.9995, "brain-diffuser")])
+def test_a_step_beyond_the_checkpoints_table_is_said(tiny, strength, convention):
+    with pytest.raises(RequestError, match="ddim cannot tell 1000 steps apart; ask for fewer"):
+        generate(tiny, conditions(tiny, 1), [Settings(steps=1000, strength=strength, convention=convention)])
+    assert schedule(SCHEDULER, Settings(steps=1000, strength=0.5)).times[0] == 500
+
+
 def test_guidance_applies_in_its_interval_only(tiny):
     decoded = conditions(tiny, 1)
     settings = Settings(seed=2, steps=8, strength=0.75, guidance=4, guidance_start=0.3, guidance_stop=0.75)

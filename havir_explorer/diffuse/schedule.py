@@ -72,12 +72,13 @@ def schedule(config: Mapping[str, Any], settings: Settings) -> Schedule:
     Raises
     ------
     RequestError
-        The solver has fewer times to offer than steps are asked for.
+        The solver has fewer times to offer than steps are asked for, or the first lies beyond the checkpoint's table.
     """
     first = settings.steps - min(int(settings.steps * settings.strength), settings.steps)
     solver = _karras(config, settings.steps, first) if settings.scheduler == "karras" else _even(config, settings)
     times = [int(time) for time in solver.timesteps]
-    if any(later >= earlier for earlier, later in pairwise(times)):
+    beyond = first < len(times) and times[_noised(first, settings)] >= len(solver.alphas_cumprod)  # DDIM counts from 1: 1000 steps of 1000 end outside
+    if beyond or any(later >= earlier for earlier, later in pairwise(times)):
         msg = f"the scheduler {settings.scheduler} cannot tell {settings.steps} steps apart; ask for fewer"
         raise RequestError(msg)
     if hasattr(solver, "set_begin_index"):
@@ -111,5 +112,8 @@ def _alpha_bar(table: Tensor, times: list[int], first: int, settings: Settings) 
         return 0.0
     if first == len(times):
         return 1.0
-    noised = max(first - CONVENTIONS[settings.convention].lead, 0)
-    return float(table[times[noised]].double())
+    return float(table[times[_noised(first, settings)]].double())
+
+
+def _noised(first: int, settings: Settings) -> int:
+    return max(first - CONVENTIONS[settings.convention].lead, 0)
