@@ -12,6 +12,7 @@ import pytest
 import torch
 from full_size import PUBLISHED, WEIGHTS, as_legacy
 from safetensors.torch import load_file, save_file
+from tiny_versatile import conditions
 
 from havir_explorer import pipeline
 from havir_explorer.cli import command
@@ -20,7 +21,7 @@ from havir_explorer.diffuse import compact, cost, source, weights
 from havir_explorer.diffuse.parts import Place
 from havir_explorer.diffuse.sampler import generate
 from havir_explorer.diffuse.versatile import Conditions, VersatileUNet
-from havir_explorer.errors import OutputError
+from havir_explorer.errors import OutputError, WeightsMissing
 from havir_explorer.records import Decoded, Settings
 
 CPU = Place(torch.device("cpu"), torch.float32)
@@ -153,6 +154,15 @@ def test_a_compact_folder_is_whole_or_absent(own_cache, tmp_path, monkeypatch):
     assert not list(out.iterdir())
 
 
+@pytest.mark.parametrize("part", ["vae", "text_unet", "scheduler", "image_encoder", "tokenizer"])
+def test_a_part_that_cannot_be_compacted_is_named_and_not_the_new_folder(checkpoint, tmp_path, part):
+    shutil.rmtree(checkpoint / part)
+    with pytest.raises(WeightsMissing, match=f"lacks its part {part}: expected {part}/") as said:
+        compact.compact(source.locate(checkpoint), tmp_path / "compact", towers=True)
+    assert "cannot write" not in str(said.value)
+    assert not list(tmp_path.glob("*compact*"))
+
+
 def test_a_reconstruction_needs_neither_tower(cache, request_, tmp_path, capsys):
     compact.compact(source.locate("demo"), tmp_path / "demo")
     assert not (tmp_path / "demo" / "image_encoder").exists()
@@ -204,6 +214,21 @@ def test_a_long_wait_is_announced_and_a_short_one_is_not(cache, request_, tmp_pa
     assert "one picture will take about" in said
     assert "on cpu (1 steps)" in said
     assert "--steps" in said
+
+
+def test_drawing_what_another_decoder_wrote_is_announced_too(own_cache, tmp_path, capsys, monkeypatch):
+    folder, model = shutil.copytree(weights.demo_folder(), tmp_path / "vd"), weights.load()
+    given = conditions(model, 2)
+    np.savez(tmp_path / "E.npz", latents=given.latents, image_embeds=given.image_embeds, text_embeds=given.text_embeds)
+    arguments = ["diffuse", "--weights", str(folder), "--decoded", str(tmp_path / "E.npz"), "--out", str(tmp_path / "O.npz"), "--steps", "2"]
+    monkeypatch.setattr(cost, "_speed", lambda _: 1e12)
+    assert command(arguments) == 0
+    assert "one picture will take" not in capsys.readouterr().err
+    monkeypatch.setattr(cost, "_speed", lambda _: 1e6)
+    assert command(arguments) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "one picture will take about" in said
+    assert "on cpu (1 steps), 2 were asked for" in said
 
 
 def test_the_published_denoiser_is_as_large_as_published():

@@ -43,6 +43,8 @@ def diffuse(
     from havir_explorer.diffuse.weights import load
 
     given = exchange.read(decoded)
+    if weights != "demo":  # which never takes long
+        _announce(weights, numbers, len(given.decoded))
     model = load(weights, device=device.device(), dtype=device.dtype())
     with progress_bar(f"drawing {out.name}") as show:
         latents, pictures = exchange.draw(model, given, numbers, progress=show, on_notice=_notice)
@@ -58,6 +60,17 @@ def _save(out: Path, png: Path | None, latents: FloatArray, pictures: UInt8Array
     if png is not None:
         for index, picture in enumerate(pictures):
             write(png / f"{index:04d}.png", Image.fromarray(picture).save)
+
+
+def _announce(weights: str, numbers: Settings, count: int) -> None:
+    """Say what one picture costs when the user is to wait for long."""
+    from havir_explorer.diffuse import cost, device, source
+    from havir_explorer.diffuse.parts import Place
+
+    found = cost.estimate(source.locate(weights), numbers, Place(device.device(), device.dtype()))
+    if found.seconds * count > cost.LONG:
+        asked = f", {count} were asked for" if count > 1 else ""
+        _notice(f"{found}{asked}; stop it with Ctrl-C, or lower it with fewer --steps, less --strength or --guidance 1")
 
 
 def _notice(sentence: str) -> None:

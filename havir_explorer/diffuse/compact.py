@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from havir_explorer.diffuse import checkpoint, extras, parts
 from havir_explorer.diffuse.checkpoint import Progress
 from havir_explorer.diffuse.source import DRAWING, EXTRAS, PARTS, RECORD, Source
-from havir_explorer.errors import OutputError
+from havir_explorer.errors import OutputError, WeightsMissing
 
 _ABOUT = ("model_index.json", "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 
@@ -65,6 +65,8 @@ def compact(source: Source, out: Path, *, dtype: torch.dtype = torch.float16, to
         msg = f"cannot write {out}: there is something of that name already; give the name of a new folder"
         raise OutputError(msg)
     kept = tuple(part for part in PARTS if towers or part in DRAWING)
+    for part in kept:
+        source.weights(part) if PARTS[part].safetensors else source.file(part, PARTS[part].config)  # before anything is written
     part_folder = out.with_name(f".{out.name}.part")
     shutil.rmtree(part_folder, ignore_errors=True)
     try:
@@ -74,6 +76,8 @@ def compact(source: Source, out: Path, *, dtype: torch.dtype = torch.float16, to
         if out.exists():
             out.rmdir()
         part_folder.replace(out)
+    except WeightsMissing:
+        raise  # an OSError too, but not of what is written
     except OSError as fault:
         msg = f"cannot write {out}: {fault.strerror or fault}; make room or choose another folder"
         raise OutputError(msg) from fault
