@@ -60,8 +60,8 @@ class Cancelled(Exception):
 
 
 def is_shortage(fault: BaseException) -> bool:
-    """Whether a fault is of memory; torch raises a class of its own on a GPU, and a plain RuntimeError on the CPU and on MPS."""
-    said = ("can't allocate memory", "not enough memory", "out of memory")
+    """Whether a fault is of memory; torch raises a class of its own on a GPU, and a plain RuntimeError on the CPU, on MPS and in CUDA's libraries."""
+    said = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory", "_STATUS_ALLOC_FAILED")
     return isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError" or any(words in str(fault) for words in said)
 
 

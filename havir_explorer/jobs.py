@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from havir_explorer.errors import Cancelled, DeviceOutOfMemory, HavirError
+from havir_explorer.errors import Cancelled, DeviceOutOfMemory, HavirError, is_shortage
 from havir_explorer.records import Reconstruction, Request, Step
 
 State = Literal["queued", "running", "cancelling", "cancelled", "done", "failed"]
@@ -343,7 +343,8 @@ def _in_words(error: Exception) -> HavirError:
         return error
     _log.error("a request failed", exc_info=error)
     wrapped = HavirError(f"the run stopped on a fault of this package, not of your input ({type(error).__name__}: {error}); the log has the details")
-    if isinstance(error, MemoryError):
-        wrapped = DeviceOutOfMemory("the computer ran out of memory while drawing the picture; close other notebooks, then ask again")
+    if is_shortage(error):
+        msg = "memory ran out while the picture was drawn or scored; close other notebooks, or load the model in half precision (HAVIR_DTYPE=float16)"
+        wrapped = DeviceOutOfMemory(f"{msg}, then ask again")
     wrapped.__cause__ = error
     return wrapped

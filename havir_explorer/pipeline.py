@@ -20,6 +20,7 @@ from havir_explorer.decode.decoders import Decoder
 from havir_explorer.diffuse import cost as costs
 from havir_explorer.diffuse import device, source, weights
 from havir_explorer.diffuse.fingerprint import fingerprint
+from havir_explorer.diffuse.memory import enough
 from havir_explorer.diffuse.model import VersatileDiffusion, resized, to_uint8
 from havir_explorer.diffuse.paint import paint
 from havir_explorer.diffuse.parts import Place
@@ -93,8 +94,9 @@ def scored(dataset: Dataset, generator: VersatileDiffusion, request: Request, pi
     """Return the request's stimulus at the pictures' size, and the scores of pictures (n, H, W, 3) against it."""
     nsd_id = shown(dataset, request)
     stimulus = at_side(dataset.stimuli(np.array([nsd_id])), generator.side)[0]
-    others, features = distractors(dataset, request.subject, generator, nsd_id)
-    return stimulus, measure.score(pictures, stimulus, generator.image_features if generator.sees() else None, others, other_features=features)
+    with enough(generator.device, len(pictures)):  # the CLIP image tower is loaded here when it was not yet
+        others, features = distractors(dataset, request.subject, generator, nsd_id)
+        return stimulus, measure.score(pictures, stimulus, generator.image_features if generator.sees() else None, others, other_features=features)
 
 
 def finished(

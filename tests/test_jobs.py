@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 from fake_runner import WAIT, Diary, Runner, reconstruction
 
 from havir_explorer.errors import DeviceOutOfMemory, HavirError, RequestError
@@ -138,18 +139,21 @@ def test_a_failure_is_told_and_the_next_job_runs():
             raise IndexError(msg)
         if request.trial == 3:
             raise MemoryError
+        if request.trial == 4:
+            raise torch.OutOfMemoryError
         return reconstruction(request)
 
     worker = Worker(run=picky)
     jobs = []
-    for trial in range(1, 5):
+    for trial in range(1, 6):
         jobs.append(worker.submit((Request(trial=trial),), Diary()))
         assert jobs[-1].wait(WAIT)
-    assert [j.state for j in jobs] == ["failed", "failed", "failed", "done"]
+    assert [j.state for j in jobs] == [*["failed"] * 4, "done"]
     assert str(jobs[0].error) == "subj01 has 40 trials; asked for trial 99"
     assert isinstance(jobs[1].error, HavirError)
     assert "IndexError: list index out of range" in str(jobs[1].error)
     assert isinstance(jobs[2].error, DeviceOutOfMemory)
+    assert isinstance(jobs[3].error, DeviceOutOfMemory)
     worker.close()
 
 

@@ -1,5 +1,6 @@
 """What goes wrong while a picture is drawn is said in one sentence, stops within the step, and leaves the worker alive."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from tiny_versatile import conditions, tiny_model
 from havir_explorer import pipeline
 from havir_explorer.diffuse import memory
 from havir_explorer.diffuse.guidance import Unconditional
-from havir_explorer.diffuse.paint import paint
+from havir_explorer.diffuse.paint import _tiled, paint
 from havir_explorer.diffuse.sampler import generate
 from havir_explorer.errors import Cancelled, DeviceOutOfMemory, HavirError, RequestError
 from havir_explorer.jobs import Worker
@@ -68,6 +69,15 @@ def test_given_noise_and_unconditional_embeddings_are_checked_too(tiny):
         generate(tiny, good, [Settings()] * 2, unconditional=Unconditional(good.image_embeds[:, 1:], good.text_embeds))
 
 
+def test_numbers_too_large_for_the_number_format_are_said_and_not_drawn_black(tiny):
+    good = conditions(tiny, 2)
+    large = replace(good, image_embeds=np.stack([good.image_embeds[0], good.image_embeds[1] * 1e6]))
+    assert torch.isfinite(generate(tiny, large, [Settings(steps=2)] * 2).latents).all()
+    half = replace(tiny, unet=copy.deepcopy(tiny.unet).half(), empty_image=tiny.empty_image.half(), empty_text=tiny.empty_text.half())
+    with pytest.raises(RequestError, match=r"row 1 of 2 drew latents that are not finite \(1 rows in all\).* in float16; .*HAVIR_DTYPE=float32"):
+        generate(half, large, [Settings(steps=2)] * 2)
+
+
 def test_an_empty_batch_is_refused(tiny):
     with pytest.raises(RequestError, match="one row at least: got 0 for 0 rows"):
         generate(tiny, conditions(tiny, 0), [])
@@ -110,9 +120,11 @@ def test_cancel_stops_within_the_step(tiny):
     assert seen == [(1, 10, (1, 4, 8, 8)), (2, 10, (1, 4, 8, 8))]
 
 
-def shortage(*_arguments, **_options):
-    msg = "[enforce fail at alloc_cpu.cpp:125] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 99999999999 bytes."
-    raise RuntimeError(msg)
+OF_CPU = "[enforce fail at alloc_cpu.cpp:125] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 99999999999 bytes."
+
+
+def shortage(*_arguments, said=OF_CPU, **_options):
+    raise RuntimeError(said)
 
 
 def test_memory_exhausted_by_one_picture_says_what_to_lower(tiny, monkeypatch):
@@ -126,6 +138,8 @@ def test_memory_exhausted_by_one_picture_says_what_to_lower(tiny, monkeypatch):
 def test_an_accelerators_own_shortage_is_understood():
     with pytest.raises(DeviceOutOfMemory, match="one picture does not fit"), memory.enough(torch.device("cpu"), 1):
         raise torch.OutOfMemoryError
+    with pytest.raises(DeviceOutOfMemory, match="one picture does not fit"), memory.enough(torch.device("cpu"), 1):
+        shortage(said="CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), memory.enough(torch.device("cpu"), 1):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
 
@@ -147,6 +161,21 @@ def test_without_memory_for_all_fewer_are_decoded_at_once_and_one_in_tiles(tiny,
     assert any("in tiles" in sentence for sentence in told)
 
 
+def test_tiles_are_smaller_than_the_picture(tiny, monkeypatch):
+    """Also where the autoencoder's configuration names pictures of this size, as the published one may."""
+    monkeypatch.setattr(tiny.vae, "tile_latent_min_size", 8)
+    monkeypatch.setattr(tiny.vae, "tile_sample_min_size", 16)
+    latents, seen = torch.from_numpy(conditions(tiny, 1).latents), []
+    handle = tiny.vae.decoder.register_forward_pre_hook(lambda _module, given: seen.append(given[0].shape[2:]))
+    with torch.inference_mode():
+        tiled = _tiled(tiny, latents)
+    handle.remove()
+    assert max(height * width for height, width in seen) <= 8 * 8 / 4
+    assert tiled.shape == (1, tiny.side, tiny.side, 3)
+    near = np.corrcoef(tiled.ravel().astype(float), tiny.decode_latents(latents).ravel().astype(float))[0, 1]
+    assert near > 0.5  # each tile is normalised by itself; put together in another order they would be near 0
+
+
 def test_the_batch_fits_the_free_memory(tiny, monkeypatch):
     assert memory.fitting(tiny, 100) == memory.largest("cpu") < memory.largest("cuda")
     monkeypatch.setattr(memory, "free", lambda _device: 6 * memory.picture_bytes(tiny))
@@ -154,6 +183,20 @@ def test_the_batch_fits_the_free_memory(tiny, monkeypatch):
     assert memory.fitting(tiny, 2) == 2
     monkeypatch.setattr(memory, "free", lambda _device: 0)
     assert memory.fitting(tiny, 100) == 1
+
+
+def test_what_torch_holds_back_on_a_gpu_counts_as_free(monkeypatch):
+    known = {"mem_get_info": (1000, 8000), "memory_reserved": 5000, "memory_allocated": 2000}
+    for name, value in known.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
+    assert memory.free(torch.device("cuda", 0)) == 4000
+
+
+def test_a_shortage_while_scoring_is_one_of_memory(request_, monkeypatch):
+    generator = pipeline.models(request_)[2]
+    monkeypatch.setattr(type(generator), "image_features", shortage)
+    with pytest.raises(DeviceOutOfMemory, match="one picture does not fit"):
+        pipeline.run(request_)
 
 
 def test_the_worker_outlives_a_shortage(worker, request_, monkeypatch):

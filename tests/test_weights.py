@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from havir_explorer.diffuse import parts, source, tensors, weights
 from havir_explorer.diffuse.model import VersatileDiffusion
-from havir_explorer.errors import RequestError, WeightsInvalid, WeightsMissing
+from havir_explorer.errors import DeviceOutOfMemory, RequestError, WeightsInvalid, WeightsMissing
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 TOWERS = ("image_encoder", "text_encoder", "image_feature_extractor", "tokenizer")
@@ -133,6 +133,17 @@ def test_an_unknown_number_format_or_device_is_a_sentence(original):
         weights.load(original, dtype="int4")
     with pytest.raises(RequestError, match=r"device 'cuda:77' was asked for, but this machine has .*cpu"):
         weights.load(original, device="cuda:77")
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), RuntimeError("unable to mmap 3438167534 bytes from file: Cannot allocate memory (12)")])
+@pytest.mark.parametrize("where", ["safe_open", "Kept"])
+def test_a_computer_without_room_for_the_weights_is_a_sentence(original, monkeypatch, fault, where):
+    def full(*_):
+        raise fault
+
+    monkeypatch.setattr(tensors, where, full)
+    with pytest.raises(DeviceOutOfMemory, match=r"cpu has no room for the Versatile Diffusion at .*half precision"):
+        weights.load(original)
 
 
 def test_the_cast_changes_one_tensor_at_a_time(original, monkeypatch):

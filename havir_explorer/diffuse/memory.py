@@ -46,9 +46,9 @@ def picture_bytes(model: VersatileDiffusion) -> int:
 
 
 def free(device: torch.device) -> int:
-    """Return the device's free memory in bytes; for the CPU what the system calls available."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    """Return the memory in bytes that tensors may take on the device; for the CPU what the system calls available."""
+    if device.type == "cuda":  # what torch holds back from earlier tensors is ours to use, though the device calls it taken
+        return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024

@@ -48,4 +48,6 @@ def paint(model: VersatileDiffusion, latents: Tensor | FloatArray, *, on_notice:
 
 def _tiled(model: VersatileDiffusion, latents: Tensor) -> UInt8Array:
     given = latents.to(model.device, model.vae.dtype) / model.vae.config.scaling_factor
+    tile = max(4, min(given.shape[2:]) // 8 * 4)  # at most half a side: the autoencoder's own tiles may be as large as the picture
+    model.vae.tile_latent_min_size, model.vae.tile_sample_min_size = tile, tile * model.side // model.latent_shape[1]
     return to_uint8(model.vae.tiled_decode(given).sample.float() / 2 + 0.5)

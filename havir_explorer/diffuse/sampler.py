@@ -77,7 +77,7 @@ def generate(
     Raises
     ------
     RequestError
-        The batch is empty, sizes differ, or a value is not finite.
+        The batch is empty, sizes differ, or a value is not finite: given, or drawn in a number format too small for it.
     DeviceOutOfMemory
         The batch does not fit into the device's memory.
     """
@@ -93,12 +93,24 @@ def generate(
             latents, clean = plan.step(guided(latents, index), index, latents)
             if on_step is not None:
                 on_step(index + 1, len(plan.times), clean)
-        return Drawn(latents.cpu(), len(plan.times), plan.alpha_bar**0.5)
+    return Drawn(_finite(model, latents.cpu()), len(plan.times), plan.alpha_bar**0.5)
 
 
 def _noise(model: VersatileDiffusion, settings: Sequence[Settings]) -> Tensor:
     """Each picture's noise from its own generator on the CPU, so that neither the device nor the batch changes it."""
     return torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(s.seed)) for s in settings])
+
+
+def _finite(model: VersatileDiffusion, latents: Tensor) -> Tensor:
+    if not torch.isfinite(latents).all():
+        rows = [int(row) for row in torch.nonzero(~torch.isfinite(latents).flatten(1).all(dim=1)).flatten()]
+        kind = str(model.dtype).removeprefix("torch.")
+        msg = (
+            f"row {rows[0]} of {len(latents)} drew latents that are not finite ({len(rows)} rows in all): its numbers are too large for the "
+            f"generator in {kind}; check the decoded embeddings' size, or draw in a wider format (HAVIR_DTYPE=float32)"
+        )
+        raise RequestError(msg)
+    return latents
 
 
 def _check(model: VersatileDiffusion, decoded: Decoded, settings: Sequence[Settings], unconditional: Unconditional | None, noise: FloatArray | None) -> None:

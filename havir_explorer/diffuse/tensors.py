@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from havir_explorer.errors import WeightsInvalid
+from havir_explorer.errors import WeightsInvalid, is_shortage
 
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32"}
 _AT_ONCE = 256 * 2**20  # bytes read before the file is opened anew: pages of a mapped file count as memory until it is closed
@@ -110,6 +110,8 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, AttributeError) as fault:
+        if is_shortage(fault):
+            raise MemoryError(str(fault)) from fault  # the file may be whole
         kind = "safetensors" if file.suffix == ".safetensors" else "weights-only"
         msg = f"{file.parent.name}/{file.name} is not a readable {kind} file: it is truncated or of another kind ({str(fault).splitlines()[0]})"
         raise WeightsInvalid(msg) from fault

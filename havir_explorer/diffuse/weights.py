@@ -15,7 +15,7 @@ from havir_explorer.diffuse import extras, parts, towers
 from havir_explorer.diffuse.model import VersatileDiffusion
 from havir_explorer.diffuse.parts import Place
 from havir_explorer.diffuse.source import DEMO, EXTRAS, Source, demo_folder, locate
-from havir_explorer.errors import DeviceOutOfMemory
+from havir_explorer.errors import DeviceOutOfMemory, is_shortage
 
 __all__ = ["completed", "demo_folder", "load", "save"]
 
@@ -60,7 +60,9 @@ def load(
     source = locate(folder, variant)
     try:
         return _loaded(source, place, denoiser=denoiser)
-    except torch.OutOfMemoryError as fault:
+    except (MemoryError, RuntimeError) as fault:
+        if not is_shortage(fault):
+            raise
         msg = f"{place.device} has no room for the {source} in {place.dtype}; free some, load it in half precision, or use another device"
         raise DeviceOutOfMemory(msg) from fault
 
