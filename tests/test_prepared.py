@@ -164,6 +164,18 @@ def test_a_damaged_session_without_its_original_cannot_be_rebuilt(damaged: Tree)
         prepare(damaged)
 
 
+@pytest.mark.parametrize("convention", ["b3", "brain-diffuser"])
+def test_a_finished_store_that_cannot_be_written_is_ready(
+    damaged: Tree, convention: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = prepare(damaged, convention)
+    for name in ("room", "alone", "save", "save_record"):
+        monkeypatch.setattr(storing, name, lambda *_: pytest.fail("something was written"))
+    assert prepare(damaged, convention) == record
+    assert command(["prepare", "--dataset", str(damaged.root), "--convention", convention]) == 0
+    assert f"all of it is in {damaged.root / STORE}" in capsys.readouterr().err.replace("\n", " ")
+
+
 @pytest.mark.parametrize("harm", ["cut", "gone"])
 def test_sessions_whose_originals_are_gone_are_not_forgotten_with_the_record(damaged: Tree, harm: str) -> None:
     prepare(damaged)

@@ -82,6 +82,8 @@ def _statement(plan: Plan, *, delete: bool) -> str:
         f"{who}: {len(plan.numbers)} sessions{already}, {record.n_voxels:,} voxels of nsdgeneral and the ROIs, {record.dtype}, convention {record.convention}",
         f"writes {size(plan.bytes_to_write)} to {plan.folder} ({size(plan.bytes_free)} free), about {duration(plan.seconds)}",
     ]
+    if plan.ready:
+        parts[1] = f"all of it is in {plan.folder}"
     if delete:
         parts.append("then deletes the original beta files, each after comparing it: voxels outside nsdgeneral and the ROIs are gone with them")
     return "\n".join(parts)

@@ -49,6 +49,7 @@ class Plan:
     todo : tuple of int
         Those of them still to read.
     bytes_to_write, bytes_free : int
+        Both 0 where the store is whole: it may lie where it cannot be written.
     seconds : float
         Foretold from reading a small part of one session; 0 when nothing is left to do.
     """
@@ -60,6 +61,11 @@ class Plan:
     bytes_to_write: int
     bytes_free: int
     seconds: float
+
+    @property
+    def ready(self) -> bool:
+        """True where the store is whole and nothing is written."""
+        return not self.todo and _whole(self.responses, self.record)
 
     @property
     def folder(self) -> Path:
@@ -84,8 +90,10 @@ def plan(responses: scores.SubjectResponses, dtype: Dtype, workers: int = 1) -> 
     each = betas.TRIALS * record.n_voxels * np.dtype(dtype).itemsize + 2 * record.n_voxels * 4
     place = prepared.folder(responses.root, responses.subject, responses.convention.preparation)
     seconds = _foretold(responses, todo, workers) + len(todo) * each / WRITING
-    free = storing.room(place, STORE, _WRITABLE)
-    made = Plan(replace(responses), record, numbers, todo, len(todo) * each, free, seconds)
+    made = Plan(replace(responses), record, numbers, todo, len(todo) * each, 0, seconds)
+    if made.ready:
+        return made
+    made = replace(made, bytes_free=storing.room(place, STORE, _WRITABLE))
     if made.bytes_to_write > made.bytes_free:
         msg = f"the prepared store needs {made.bytes_to_write / 1e9:.1f} GB in {place}, where {made.bytes_free / 1e9:.1f} GB are free; make room first"
         raise OutputError(msg)
@@ -122,6 +130,17 @@ def _begun(responses: scores.SubjectResponses, dtype: Dtype) -> Record:
         )
         raise DataInvalid(msg)
     return fresh
+
+
+def _whole(responses: scores.SubjectResponses, record: Record) -> bool:
+    """Return True when what belongs to all sessions is in the store, undamaged."""
+    try:
+        prepared.check_voxels(responses.root, record, responses.geometry.flat_index, responses.geometry.shape)
+        if responses.convention.statistics == "training images":
+            prepared.read_moments(responses.root, record)
+    except DataInvalid:
+        return False
+    return True
 
 
 def _finished(responses: scores.SubjectResponses, record: Record, number: int) -> bool:
@@ -173,6 +192,8 @@ def prepare(made: Plan, *, workers: int = 1, progress: Progress | None = None) -
         The store cannot be written, or another run is writing it.
     """
     responses, record = made.responses, made.record
+    if made.ready:
+        return record
     with storing.alone(made.folder, "havir prepare"):
         if _begun(responses, record.dtype) != record:
             msg = f"the {STORE} {made.folder} was written by another run meanwhile; run the same command again: what is finished stays"
