@@ -246,14 +246,6 @@ def test_denied_access(fetch, server, source):
     assert f"denies access to {BETA}; it is public, so a proxy or the server given with --endpoint is in the way" in err
 
 
-def test_a_bucket_that_may_be_read_but_not_listed(fetch, server):
-    server.unlisted = True
-    code, _, err = fetch()
-    assert code == 2
-    assert "denies access to the list of its root, which tells sizes and checksums; it is public, so a proxy or the server given" in err
-    assert sum(server.sent.values()) == 0
-
-
 def test_no_server(fetch):
     code, _, err = fetch("--endpoint", "http://127.0.0.1:9")
     assert code == 2
@@ -332,14 +324,6 @@ def test_pictures_that_were_not_fetched_are_not_taken_for_grey(fetch, server, pr
     code, said, _ = fetch("--images", "needed")
     assert (code, said["fetched"]["files"], said["fetched"]["pictures"]) == (0, 0, 490)
     assert np.array_equal(tree.stimuli(pristine.nsd_ids[:50]), NSD(source, cache=tmp_path / "b").stimuli(pristine.nsd_ids[:50]))
-
-
-def test_pictures_that_a_killed_fetch_was_putting_together_leave_nothing(fetch, tmp_path):
-    left = tmp_path / "tree" / BRICK.parent / f".{BRICK.name}.part"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half a brick")
-    assert fetch("--images", "shared")[0] == 0
-    assert not list(left.parent.glob(".*"))
 
 
 def test_the_whole_brick_replaces_a_partial_one(fetch, server, source, tmp_path):

@@ -22,7 +22,7 @@ from havir_explorer.data.fetch import bucket, folder, pictures, transfer, verify
 from havir_explorer.data.fetch.bucket import Bucket, Remote
 from havir_explorer.data.fetch.keys import ATLASES, BRICK_KEY, SESSIONS, Order, most_pictures, plan
 from havir_explorer.data.fetch.transfer import Piece, Tally, download
-from havir_explorer.errors import Cancelled, DataInvalid, RequestError
+from havir_explorer.errors import Cancelled, DataInvalid, RequestError, SourceUnavailable
 
 FUNC = "nsddata/ppdata/subj03/func1pt8mm"
 
@@ -111,6 +111,16 @@ def test_subjects_by_numbers_ranges_and_names(text, found):
     assert cli_fetch._people(text) == found
 
 
+def test_a_bucket_that_may_be_read_but_not_listed(server):
+    server.unlisted = True
+    sentence = (
+        "denies access to the list of nsddata, which tells sizes and checksums; it is public, so a proxy or the server given with --endpoint is in the way"
+    )
+    with pytest.raises(SourceUnavailable, match=sentence):
+        Bucket(server.endpoint).listing(["nsddata/file"])
+    server.heal()
+
+
 def test_an_upload_in_parts_is_checked_by_its_parts(server, tmp_path):
     content = np.random.default_rng(0).bytes(9 * 2**20)
     (tmp_path / "there.bin").write_bytes(content)
@@ -180,6 +190,7 @@ def test_pictures_come_out_of_a_brick_of_any_layout(server, tmp_path, layout):
     here = Bucket(server.endpoint)
     remote = here.listing([BRICK_KEY])[BRICK_KEY]
     target.parent.mkdir()
+    target.with_name(".nsd_stimuli.hdf5.part").write_bytes(b"what a killed fetch was putting together")
     assert pictures.lacking(target, remote, np.array([2, 9])).tolist() == [2, 9]
     for ids in ([2, 9], [0, 10]):
         bring(here, remote, target, ids)
