@@ -156,6 +156,14 @@ def test_evaluate_prints_the_agreed_shape(told, cache):
         assert all(len(score["ci95"]) == 2 and score["ci95"][0] <= score["mean"] <= score["ci95"][1] for score in metrics.values())
 
 
+def test_evaluate_draws_as_it_is_told_to(told, cache, capsys):
+    asked = ["evaluate", "--limit", 2, "--conditions", "structure_only"]
+    said = told(*asked, "--steps", 7, "--strength", 0.5, "--guidance", 2, "--mix", 0.1, "--solver", "unipc")["settings"]
+    assert (said["steps"], said["strength"], said["guidance"], said["mix"], said["scheduler"]) == (7, 0.5, 2.0, 0.1, "unipc")
+    assert command([*map(str, asked), "--solver", "euler"]) == 2
+    assert "scheduler must be one of ddim, unipc" in capsys.readouterr().err
+
+
 def test_evaluate_scores_with_another_clip(told, cache, tiny_tower):
     own = told("evaluate", "--limit", 4, "--conditions", "full")
     other = told("evaluate", "--limit", 4, "--conditions", "full", "--clip", "tiny-tower", "--clip-weights", tiny_tower)

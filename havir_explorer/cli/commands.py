@@ -15,7 +15,20 @@ from typer.core import TyperGroup
 from havir_explorer import __version__
 from havir_explorer.cli import diffuse, evaluate, explore, export, fetch, networks, prepare, sweep, targets, train, weights
 from havir_explorer.cli.cluster import Placed
-from havir_explorer.cli.options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption, anywhere
+from havir_explorer.cli.options import (
+    DatasetOption,
+    DecoderOption,
+    GeneratorOption,
+    GuidanceOption,
+    JsonOption,
+    MixOption,
+    SchedulerOption,
+    StepsOption,
+    StrengthOption,
+    SubjectOption,
+    anywhere,
+    given,
+)
 from havir_explorer.cli.show import OURS, can_write, console, emit, guarded, names, one_of, open_more_files, quiet, warn_in_words, write
 from havir_explorer.errors import DataMissing, RequestError, nearest
 from havir_explorer.records import Branch, Request
@@ -100,11 +113,11 @@ def reconstruct(
     fill_trial: Annotated[int | None, typer.Option("--fill-trial", help="The trial of --fill trial.")] = None,
     fill_seed: Annotated[int | None, typer.Option("--fill-seed", help="The seed of --fill noise.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help=f"Of the picture's noise. [{_D.settings.seed}]")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help=f"Scheduler steps of the full schedule. [{_D.settings.steps}]")] = None,
-    strength: Annotated[float | None, typer.Option("--strength", help=f"0 decoded latents only, 1 pure noise. [{_D.settings.strength}]")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help=f"Classifier-free guidance scale. [{_D.settings.guidance}]")] = None,
-    mix: Annotated[float | None, typer.Option("--mix", help=f"0 image embedding only, 1 text embedding only. [{_D.settings.mix}]")] = None,
-    scheduler: Annotated[str | None, typer.Option("--scheduler", help=f"ddim, unipc, dpmsolver++ or karras. [{_D.settings.scheduler}]")] = None,
+    steps: StepsOption = None,
+    strength: StrengthOption = None,
+    guidance: GuidanceOption = None,
+    mix: MixOption = None,
+    scheduler: SchedulerOption = None,
     guidance_start: Annotated[float | None, typer.Option("--guidance-start", help="Guide from this fraction of the steps. [0]")] = None,
     guidance_stop: Annotated[float | None, typer.Option("--guidance-stop", help="Guide up to this fraction of the steps. [1]")] = None,
     convention: Annotated[str | None, typer.Option("--convention", help="Whose habits: havir, brain-diffuser or mindeye. [havir]")] = None,
@@ -118,10 +131,10 @@ def reconstruct(
     from havir_explorer.cli.reconstruct import as_dict, drawn_or_remembered, remember, show
 
     base = store.read_recipe(recipe) if recipe else Request()
-    mask = replace(base.mask, **_given(fill=fill, fill_trial=fill_trial, fill_seed=fill_seed, **_lists(mute=mute, keep=keep)))
-    numbers = _given(seed=seed, steps=steps, strength=strength, guidance=guidance, mix=mix, guidance_start=guidance_start, guidance_stop=guidance_stop)
-    settings = replace(base.settings, **numbers, **_given(scheduler=scheduler, convention=convention))
-    chosen = _given(dataset=dataset, subject=subject, trial=trial, repeats=repeats, generator=generator, decoder=decoder)
+    mask = replace(base.mask, **given(fill=fill, fill_trial=fill_trial, fill_seed=fill_seed, **_lists(mute=mute, keep=keep)))
+    numbers = given(seed=seed, steps=steps, strength=strength, guidance=guidance, mix=mix, guidance_start=guidance_start, guidance_stop=guidance_stop)
+    settings = replace(base.settings, **numbers, **given(scheduler=scheduler, convention=convention))
+    chosen = given(dataset=dataset, subject=subject, trial=trial, repeats=repeats, generator=generator, decoder=decoder)
     request = replace(base, mask=mask, settings=settings, **chosen)
     store.check_sidecar(can_write(out, ".png"))
     result, cached = drawn_or_remembered(request, out)
@@ -132,11 +145,6 @@ def reconstruct(
         emit(as_dict(result, out, cached=cached))
     else:
         show(result, out, cached=cached)
-
-
-def _given(**options: Any) -> dict[str, Any]:  # noqa: ANN401 - each value has its option's type
-    """What the user typed; the rest keeps the recipe's or the record's value."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _lists(**options: str | None) -> dict[str, tuple[str, ...] | None]:

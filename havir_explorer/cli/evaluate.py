@@ -6,13 +6,26 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from havir_explorer.cli.cluster import placed
-from havir_explorer.cli.options import DatasetOption, DecoderOption, GeneratorOption, JsonOption, SubjectOption
+from havir_explorer.cli.options import (
+    DatasetOption,
+    DecoderOption,
+    GeneratorOption,
+    GuidanceOption,
+    JsonOption,
+    MixOption,
+    SolverOption,
+    StepsOption,
+    StrengthOption,
+    SubjectOption,
+    given,
+)
 from havir_explorer.cli.show import can_write, console, duration, emit, make_folder, names, progress_bar, size, table, write
 from havir_explorer.cluster import Where
 from havir_explorer.errors import Cancelled, HavirError, OutputError, RequestError
@@ -39,7 +52,12 @@ def evaluate(
         str, typer.Option("--protocol", help="Whose scores: own, me2 (MindEye2), bd (Brain-Diffuser) or minddiffuser. [own for the teaching world; me2]")
     ] = "",
     networks: Annotated[Path | None, typer.Option("--networks", help="Folder of the feature networks' checkpoints. [torch's hub folder]")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of every picture's noise.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the first picture's noise; each next has the next.")] = 0,
+    steps: StepsOption = None,
+    strength: StrengthOption = None,
+    guidance: GuidanceOption = None,
+    mix: MixOption = None,
+    solver: SolverOption = None,
     generator: GeneratorOption = None,
     decoder: DecoderOption = None,
     linear: Annotated[str, typer.Option("--linear", help="Folder of a linear decoder, for the condition linear.")] = "",
@@ -56,7 +74,8 @@ def evaluate(
     from havir_explorer.evaluate import formats
     from havir_explorer.evaluate.sharing import drawing
 
-    arguments = (dataset, subject, limit, split, repeats, conditions, seed, generator, decoder, linear)
+    settings = replace(_D.settings, **given(steps=steps, strength=strength, guidance=guidance, mix=mix, scheduler=solver))
+    arguments = (dataset, subject, limit, split, repeats, conditions, seed, settings, generator, decoder, linear)
     written, kept = _format(as_table, out), make_folder(keep, "--keep") if keep else _meanwhile(arguments)
     if rows is not None:
         can_write(rows, ".parquet")
@@ -68,6 +87,7 @@ def evaluate(
             conditions=names(conditions),
             limit=limit,
             seed=seed,
+            settings=settings,
             progress=show,
             generator=generator or _D.generator,
             decoder=decoder or _D.decoder,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from havir_explorer.records import Settings
+
+_D = Settings()
 _WORDS = ("", "demo", "linear")
 
 
@@ -34,4 +37,16 @@ DecoderOption = Annotated[
 GeneratorOption = Annotated[
     str | None, typer.Option("--generator", callback=anywhere, help="Folder or cached hub id of a Versatile Diffusion, or 'demo'. [demo]")
 ]
+StepsOption = Annotated[int | None, typer.Option("--steps", help=f"Solver steps of the full schedule. [{_D.steps}]")]
+StrengthOption = Annotated[float | None, typer.Option("--strength", help=f"0 decoded latents only, 1 pure noise. [{_D.strength}]")]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance", help=f"Classifier-free guidance scale. [{_D.guidance}]")]
+MixOption = Annotated[float | None, typer.Option("--mix", help=f"0 image embedding only, 1 text embedding only. [{_D.mix}]")]
+_SOLVERS = f"Which takes the steps: ddim, unipc, dpmsolver++ or karras. [{_D.scheduler}]"
+SchedulerOption = Annotated[str | None, typer.Option("--scheduler", help=_SOLVERS)]
+SolverOption = Annotated[str | None, typer.Option("--solver", help=_SOLVERS)]  # where --scheduler is Dask's
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def given(**options: Any) -> dict[str, Any]:  # noqa: ANN401 - each value has its option's type
+    """Return what the user typed; the rest keeps the recipe's or the record's value."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from havir_explorer.cli.cluster import placed
-from havir_explorer.cli.options import GeneratorOption, JsonOption, anywhere
+from havir_explorer.cli.options import GeneratorOption, GuidanceOption, JsonOption, MixOption, SolverOption, StepsOption, StrengthOption, anywhere, given
 from havir_explorer.cli.show import console, duration, emit, names, numbers, progress_bar, size, table
 from havir_explorer.cluster import Where
 from havir_explorer.errors import Cancelled, HavirError
@@ -39,10 +39,11 @@ def sweep(
     whole: Annotated[bool, typer.Option("--whole/--no-whole", help="The unmasked response as a condition, to compare with.")] = True,
     fill: Annotated[str | None, typer.Option("--fill", help="What silenced voxels say: 'mean' or 'noise'. [mean]")] = None,
     repeats: Annotated[str | None, typer.Option("--repeats", help=f"'mean' over the image's presentations, or 'single'. [{_D.repeats}]")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help=f"Solver steps of the full schedule. [{_D.settings.steps}]")] = None,
-    strength: Annotated[float | None, typer.Option("--strength", help=f"0 decoded latents only, 1 pure noise. [{_D.settings.strength}]")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help=f"Classifier-free guidance scale. [{_D.settings.guidance}]")] = None,
-    mix: Annotated[float | None, typer.Option("--mix", help=f"0 image embedding only, 1 text embedding only. [{_D.settings.mix}]")] = None,
+    steps: StepsOption = None,
+    strength: StrengthOption = None,
+    guidance: GuidanceOption = None,
+    mix: MixOption = None,
+    solver: SolverOption = None,
     generator: GeneratorOption = None,
     decoder: Annotated[
         str | None,
@@ -57,9 +58,9 @@ def sweep(
     from havir_explorer import sweep as sweeps
 
     start = store.read_recipe(recipe) if recipe else _D
-    settings = replace(start.settings, **_given(steps=steps, strength=strength, guidance=guidance, mix=mix))
-    base = replace(start, settings=settings, **_given(dataset=dataset, repeats=repeats, generator=generator, decoder=decoder))
-    silence = replace(Mask(), **_given(fill=fill))
+    settings = replace(start.settings, **given(steps=steps, strength=strength, guidance=guidance, mix=mix, scheduler=solver))
+    base = replace(start, settings=settings, **given(dataset=dataset, repeats=repeats, generator=generator, decoder=decoder))
+    silence = replace(Mask(), **given(fill=fill))
     masks = _masks(mute or [], keep or [], silence, whole=whole)
     chosen = sweeps.Sweep(replace(base, mask=silence), names(subjects), numbers(trials, "--trials"), masks, numbers(seeds, "--seeds"), each_roi)
     with progress_bar("looking at the data"):
@@ -76,10 +77,6 @@ def sweep(
     badges = {"synthetic": bool(found["synthetic"].all()), "seen_in_training": int(found["trained_on"].sum())}
     means = sweeps.means(found).loc[list(dict.fromkeys(asked.values()))]
     _report(means, {**facts, **badges, "wall_seconds": round(time.perf_counter() - began, 2)}, as_json=as_json)
-
-
-def _given(**options: Any) -> dict[str, Any]:  # noqa: ANN401 - each value has its option's type
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _masks(mute: list[str], keep: list[str], silence: Mask, *, whole: bool) -> tuple[Mask, ...]:
