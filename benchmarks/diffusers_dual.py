@@ -74,7 +74,7 @@ def pipeline(model: VersatileDiffusion) -> DualGuided:
         tokenizer=tokenizer,
         image_unet=dual_unet(model.unet),
         text_unet=None,
-        vae=model.vae,
+        vae=model.vae.to(model.dtype),  # ours stays float32 in float16; the pipeline hands it the denoiser's latents as they are
         scheduler=DDIMScheduler.from_config(model.scheduler_config),
     )
     found.set_progress_bar_config(disable=True)

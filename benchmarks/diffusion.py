@@ -265,7 +265,7 @@ def demo_picture(one: Scene, pairs: int, clock: Clock) -> Row:
 
 def compiled(one: Scene, found: DualGuided, pairs: int, clock: Clock) -> Row:
     """(a) with the steps compiled by torch."""
-    fresh = Scene(weights.load(), one.decoded, one.noise)
+    fresh = Scene(weights.load(device=one.model.device, dtype=one.model.dtype), one.decoded, one.noise)
     fresh.model.unet.settle()
     fresh.model.unet.compile_steps()
     return same_steps(fresh, found, pairs, clock, "(a) the same, ours compiled")
@@ -274,7 +274,7 @@ def compiled(one: Scene, found: DualGuided, pairs: int, clock: Clock) -> Row:
 def measure(parts: Sequence[str], pairs: int, requests: int, clock: Clock) -> list[Row]:
     """The rows of the table that were asked for."""
     generator = house.models(Request())[2]
-    many, found = scene(generator, requests), pipeline(weights.load())
+    many, found = scene(generator, requests), pipeline(weights.load(device=generator.device, dtype=generator.dtype))
     one, rows = many.first(1), []
     work: dict[str, Callable[[], list[Row]]] = {
         "a": lambda: [same_steps(one, found, pairs, clock), demo_picture(one, pairs, clock)],

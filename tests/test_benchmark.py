@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from tiny_versatile import UNET, conditions, tiny_model
 
+from havir_explorer.diffuse import weights
 from havir_explorer.diffuse.versatile import VersatileUNet
 
 PUBLISHED = {**UNET, "cross_attention_dim": 768}
@@ -27,7 +29,7 @@ def small(monkeypatch, request_):
     monkeypatch.setattr(diffusion, "scene", scene)
     monkeypatch.setattr(diffusion, "lesions", lambda: [request_, request_])
     monkeypatch.setattr(diffusion, "memory", list)
-    monkeypatch.setattr(diffusion, "weights", SimpleNamespace(load=tiny_model))
+    monkeypatch.setattr(diffusion, "weights", SimpleNamespace(load=lambda **_place: tiny_model()))
     monkeypatch.setattr(VersatileUNet, "compile_steps", lambda _self: None)
     return diffusion
 
@@ -46,6 +48,23 @@ def test_every_part_is_measured(small):
     assert found["    ours, ddim 4, guided to 1.0"].value == pytest.approx(100)
     assert found["(c) grid of 24 lesions"].value > 0
     assert "one guided step on the CPU" in found["(a) published size, a guided step"].how
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_both_run_where_and_as_the_generator_does(small, monkeypatch, dtype):
+    """In half precision here, for want of a second device: what is loaded otherwise cannot take the generator's embeddings."""
+    monkeypatch.setenv("HAVIR_DTYPE", str(dtype))
+    made = []
+
+    def load(*, device, dtype):
+        made.append((device, dtype))
+        return weights.load(device=device, dtype=dtype)
+
+    monkeypatch.setattr(small, "weights", SimpleNamespace(load=load))
+    monkeypatch.setattr(small, "scene", lambda model, count: small.Scene(model, conditions(model, count), conditions(model, count).latents))
+    rows = small.measure(["compiled"], 1, 1, time.perf_counter)
+    assert made == [(torch.device("cpu"), dtype)] * 2
+    assert all(row.value > 0 for row in rows)
 
 
 @pytest.mark.parametrize("who", ["ours", "theirs"])
