@@ -134,6 +134,19 @@ def test_without_a_folder_it_goes_to_the_cache_folder_where_its_id_is_found(hub,
     assert weights.load("some-lab/vd").side == 16
 
 
+def test_half_precision_files_are_mended_with_half_precision_files(hub, own_cache):
+    for file in [*hub.root.glob("*/diffusion_pytorch_model.safetensors"), *hub.root.glob("*/model.safetensors")]:
+        file.replace(file.with_name(f"{file.stem}.fp16.safetensors"))
+    assert command(["weights", "fetch", "some-lab/vd", "--variant", "fp16"]) == 0
+    hub.asked.clear()
+    (own_cache / "weights" / "some-lab--vd" / "text_unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    with pytest.raises(WeightsMissing, match=r"lacks its part text_unet.* havir weights fetch some-lab/vd --variant fp16$"):
+        weights.load("some-lab/vd")
+    assert command(["weights", "fetch", "some-lab/vd", "--variant", "fp16"]) == 0
+    assert hub.asked == ["text_unet/diffusion_pytorch_model.fp16.safetensors"]
+    assert weights.load("some-lab/vd").side == 16
+
+
 def test_an_interrupted_download_goes_on_at_its_last_byte(hub, tmp_path, capsys, monkeypatch):
     to = tmp_path / "vd"
     hub.broken = True

@@ -53,11 +53,14 @@ class Plan:
     commit : str
         What the revision is today.
     files : tuple of Remote
+    variant : str, optional
+        The weight files that were asked for, e.g. ``fp16``.
     """
 
     name: str
     commit: str
     files: tuple[Remote, ...]
+    variant: str | None = None
 
     @property
     def bytes(self) -> int:
@@ -88,7 +91,7 @@ def plan(name: str, variant: str | None = None) -> Plan:
     with _reaching(name):
         about = HfApi(endpoint=_endpoint()).model_info(repository, revision=revision or None, files_metadata=True)
     there = {file.rfilename: Remote(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "") for file in about.siblings or []}
-    return Plan(name, about.sha or revision or "main", tuple(there[file] for file in wanted(name, there, variant)))
+    return Plan(name, about.sha or revision or "main", tuple(there[file] for file in wanted(name, there, variant)), variant)
 
 
 def wanted(name: str, there: Iterable[str], variant: str | None = None) -> tuple[str, ...]:
@@ -176,7 +179,7 @@ def _is_whole(path: Path, file: Remote) -> bool:
 
 
 def _record(plan: Plan, to: Path) -> None:
-    option = "" if to == fetched_folder(plan.name) else f" --to {shlex.quote(str(to))}"
+    option = ("" if to == fetched_folder(plan.name) else f" --to {shlex.quote(str(to))}") + (f" --variant {plan.variant}" if plan.variant else "")
     sums = {file.name: file.sha256 for file in plan.files if file.sha256}
     (to / RECORD).write_text(json.dumps({"made_by": f"havir weights fetch {plan.name}{option}", "commit": plan.commit, "sha256": sums}, indent=2) + "\n")
 

@@ -93,9 +93,10 @@ class Source:
         """What brings a damaged or missing file back, as the end of a sentence."""
         if self.root == demo_folder():
             return "install the package again: pip install --force-reinstall havir_explorer"
-        if self.name != str(self.root) and is_hub_id(self.name):
-            return f"mend it with: havir weights fetch {self.name}"
         again = record(self.root).get("made_by")
+        if self.name != str(self.root) and is_hub_id(self.name):
+            fetch = f"havir weights fetch {self.name}"  # an uploaded folder may say how it was made elsewhere
+            return f"mend it with: {again if isinstance(again, str) and again.startswith(fetch) else fetch}"
         if isinstance(again, str):
             return f"make it again with: {again}"
         fetch = f"havir weights fetch {PUBLISHED} --to {shlex.quote(str(self.root))}"
