@@ -29,6 +29,16 @@ def test_a_missing_file_is_named_with_what_is_there_and_what_mends_it(checkpoint
     assert "\n" not in said
 
 
+def test_links_to_nothing_and_pieces_are_called_so(checkpoint):
+    file = checkpoint / WEIGHTS["vae"]
+    file.rename(file.with_name("diffusion_pytorch_model-00001-of-00002.safetensors"))
+    with pytest.raises(WeightsMissing, match=r"vae holds config.json, .*-00001-of-00002.safetensors \(a piece: save the part again in one file\); "):
+        weights.load(checkpoint)
+    file.symlink_to(checkpoint / "blobs" / "gone")
+    with pytest.raises(WeightsMissing, match=r"diffusion_pytorch_model.safetensors \(a link to a file that is gone\); "):
+        weights.load(checkpoint)
+
+
 def test_a_renamed_part_is_named(checkpoint):
     (checkpoint / "image_unet").rename(checkpoint / "unet")
     with pytest.raises(WeightsMissing, match=r"lacks its part image_unet: .* but the folder holds .*unet"):

@@ -150,7 +150,7 @@ class Source:
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-        seen = sorted(path.name for path in (folder if folder.is_dir() else self.root).iterdir() if not path.name.startswith("."))
+        seen = sorted(_seen(path) for path in (folder if folder.is_dir() else self.root).iterdir() if not path.name.startswith("."))
         there = f"{folder.name if folder.is_dir() else 'the folder'} holds {', '.join(seen[:8]) or 'nothing'}"
         expected = " or ".join(f"{part}/{name}" for name in names[:2])
         msg = f"{self} lacks its part {part}: expected {expected}, but {there}; {self.remedy}"
@@ -217,6 +217,14 @@ def record(root: Path) -> dict[str, Any]:
         return dict(json.loads((root / RECORD).read_text()))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def _seen(path: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return f"{path.name} (a link to a file that is gone)"  # a hub's cache that was tidied by hand
+    if re.search(r"-\d+-of-\d+\.", path.name):
+        return f"{path.name} (a piece: save the part again in one file)"
+    return path.name
 
 
 def _snapshot(name: str) -> Path | None:
