@@ -200,7 +200,9 @@ def test_seconds_follow_steps_and_strength(original, monkeypatch):
     assert all_.seconds - some.seconds == pytest.approx(some.seconds - none.seconds)
     assert none.seconds == pytest.approx(2 * none.decode_flops / (cost._SHARE * 1e9))
     assert not none.is_long
-    assert cost.estimate(found, Settings(), Place(CPU.device, torch.float16)).bytes == none.bytes / 2
+    assert cost.estimate(found, Settings(), Place(CPU.device, torch.bfloat16)).bytes == none.bytes / 2
+    halved = sum(weight.numel() for weight in weights.load(found.root, dtype="float16").unet.parameters()) * 2  # the autoencoder stays float32
+    assert cost.estimate(found, Settings(), Place(CPU.device, torch.float16)).bytes == none.bytes - halved
 
 
 def test_a_long_wait_is_announced_and_a_short_one_is_not(cache, request_, tmp_path, capsys, monkeypatch):

@@ -85,7 +85,7 @@ def estimate(source: Source, settings: Settings, place: Place) -> Cost:
     step = rows * (by_image.rest + flows)
     decode, largest = _decoding(_frozen(vae), int(unet["sample_size"]))
     seconds = (steps * step + 2 * decode) / (_SHARE * _speed(place))
-    return Cost(seconds, _weights(source, place) + _MAPS * largest * place.dtype.itemsize, steps, step, decode, str(place.device))
+    return Cost(seconds, _weights(source, place) + _MAPS * largest * place.of_autoencoder.dtype.itemsize, steps, step, decode, str(place.device))
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,11 @@ def _tokens(source: Source) -> tuple[int, int]:
 
 
 def _weights(source: Source, place: Place) -> int:
-    numbers = 0
-    for part in ("image_unet", "text_unet", "vae"):
+    room = 0
+    for part, there in (("image_unet", place), ("text_unet", place), ("vae", place.of_autoencoder)):
         held = parts.contents(source, part)
-        numbers += sum(torch.Size(held[name].shape).numel() for name in parts.present(part, held).values())
-    return numbers * place.dtype.itemsize
+        room += there.dtype.itemsize * sum(torch.Size(held[name].shape).numel() for name in parts.present(part, held).values())
+    return room
 
 
 @lru_cache(maxsize=8)

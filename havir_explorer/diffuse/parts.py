@@ -28,6 +28,11 @@ class Place(NamedTuple):
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def of_autoencoder(self) -> Place:
+        """Where the autoencoder goes: float16 has not the range that it needs."""
+        return Place(self.device, torch.float32) if self.dtype == torch.float16 else self
+
 
 def blank(source: Source, part: str) -> Any:  # noqa: ANN401 - a VersatileUNet, an AutoencoderKL or a CLIP tower: they share no more than nn.Module
     """Return a part in evaluation mode whose weights take no memory yet: ``image_unet`` (which holds the ``text_unet`` too), ``vae`` or a tower.

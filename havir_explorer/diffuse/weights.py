@@ -106,7 +106,7 @@ def _loaded(source: Source, place: Place, *, denoiser: bool) -> VersatileDiffusi
     for part, module in (("vae", vae), ("image_unet", unet), ("text_unet", unet)):
         parts.agreed(source, part, module)  # all is looked at before anything large is read
     known = extras.of(source)  # before the weights that stay: computing it takes some that do not
-    parts.fill(source, "vae", vae, Place(place.device, torch.float32 if place.dtype == torch.float16 else place.dtype))
+    parts.fill(source, "vae", vae, place.of_autoencoder)
     if denoiser:
         parts.fill_flows(source, unet, place)
     return VersatileDiffusion(
