@@ -234,3 +234,15 @@ def told(capsys):
         return json.loads(printed.out)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def as_many_threads_as_a_worker():
+    """Until the module's end compute with as many threads as each of two local workers: sums are split alike, and pictures the same to the bit."""
+    import torch
+    from dask.system import CPU_COUNT
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, CPU_COUNT // 2))
+    yield
+    torch.set_num_threads(before)

@@ -226,7 +226,8 @@ def test_a_full_disk_is_said_before_and_leaves_no_half_partition(chosen, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_the_middle_costs_no_row_and_doubles_none(chosen, drawn, tmp_path):
+@pytest.mark.usefixtures("as_many_threads_as_a_worker")
+def test_a_worker_killed_in_the_middle_costs_no_row_and_doubles_none(chosen, tmp_path):
     wanted, two, killed = sweep.requests(chosen), cluster.Where(workers=2), []
 
     def kill_one(share, _phrase):
@@ -236,16 +237,18 @@ def test_a_worker_killed_in_the_middle_costs_no_row_and_doubles_none(chosen, dra
             killed.append(workers[0].pid)
             os.kill(workers[0].pid, signal.SIGKILL)
 
-    made = sweep.plan(wanted, tmp_path, two)
-    assert len(made.chunks) == 8
-    sweep.carry_out(made, two, progress=kill_one)
+    folders = [tmp_path / "alone", tmp_path / "shared"]
+    for folder in folders:
+        folder.mkdir()
+    alone, shared = (sweep.plan(wanted, folder, two) for folder in folders)
+    assert len(shared.chunks) == 8
+    sweep.carry_out(alone)
+    sweep.carry_out(shared, two, progress=kill_one)
     assert killed
-    found, alone = (rows.read(folder).set_index("request").sort_index() for folder in (tmp_path, drawn))
-    assert found.index.is_unique
-    assert list(found.index) == list(alone.index)
-    for score in ("PixCorr", "SSIM", "CLIP-cos"):
-        assert (found[score] - alone[score]).abs().max() < 1e-4
-    assert sweep.plan(wanted, tmp_path, two).chunks == ()
+    here, there = (rows.read(folder).set_index("request").sort_index() for folder in folders)
+    assert there.index.is_unique
+    assert there.drop(columns="seconds").equals(here.drop(columns="seconds"))
+    assert sweep.plan(wanted, folders[1], two).chunks == ()
 
 
 def test_a_wrong_roi_is_said_before_any_worker_starts(capsys, tmp_path, monkeypatch):
