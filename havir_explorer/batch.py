@@ -86,7 +86,8 @@ def _together(group: Sequence[Request], on_step: OnStep | None, on_notice: Notic
         responses = [measured(open_dataset(request.dataset), request) for request in requests]
     with clock.stage("decode"):
         decoded = decoder.decode(np.concatenate([masked(dataset, *pair) for pair in zip(requests, responses, strict=True)]))
-        structures = paint(generator, decoded.latents, on_notice=on_notice)
+        different, which = np.unique(decoded.latents, axis=0, return_inverse=True)  # a lesion among the semantic voxels leaves them as they are
+        structures = paint(generator, different, on_notice=on_notice)[which.ravel()]
     with clock.stage("diffuse"):
         settings = [request.settings for request in requests]
         drawn = generate(generator, decoded, settings, on_step=lambda done, count, clean: clock.step(done, count, generator.preview(clean[0])))

@@ -45,13 +45,13 @@ def timed(block: ResnetBlock2D, embedded: Tensor) -> Tensor:
 
 def residual(block: ResnetBlock2D, hidden: Tensor, moment: Tensor) -> Tensor:
     """Return the output of a residual block, (B, C, h, w); ``moment`` is :func:`timed`'s, of one row or of B."""
-    inner = F.silu(block.norm1(hidden))
+    inner = F.silu(block.norm1(hidden), inplace=True)
     if len(moment) == 1:
         inner = _convolved(inner, block.conv1.weight, moment.flatten())
     else:
-        inner = _convolved(inner, block.conv1.weight, None) + at_rows(moment, len(hidden))
-    inner = _convolved(F.silu(block.norm2(inner)), block.conv2.weight, block.conv2.bias)
-    return inner + (hidden if block.conv_shortcut is None else _pixelwise(block.conv_shortcut, hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        inner = _convolved(inner, block.conv1.weight, None).add_(at_rows(moment, len(hidden)))
+    inner = _convolved(F.silu(block.norm2(inner), inplace=True), block.conv2.weight, block.conv2.bias)
+    return inner.add_(hidden if block.conv_shortcut is None else _pixelwise(block.conv_shortcut, hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 def join(hidden: Tensor, skipped: Tensor) -> Tensor:

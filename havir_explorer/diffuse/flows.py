@@ -110,9 +110,9 @@ def transform(flow: Transformer2DModel, weights: Stacked, hidden: Tensor, known:
     for layer, *of_flows in zip(weights.layers, *known, strict=True):
         tokens = _cross(layer, heads, _attend_self(layer, heads, tokens), of_flows)
         normed = _norm(layer.norm_feed, tokens.flatten(1, 2))
-        tokens = tokens + _apply(layer.out_feed, _gate(layer.gated, normed)).view(tokens.shape)
+        tokens = _apply(layer.out_feed, _gate(layer.gated, normed)).view(tokens.shape).add_(tokens)
     mixed = _mixed(_apply(weights.proj_out, tokens.flatten(1, 2)).view(tokens.shape), mix)
-    return mixed.unflatten(1, (height, width)).permute(0, 3, 1, 2) + at_rows(hidden, len(mixed))
+    return mixed.unflatten(1, (height, width)).permute(0, 3, 1, 2).add_(at_rows(hidden, len(mixed)))
 
 
 def _mixed(tokens: Tensor, mix: Tensor | None) -> Tensor:
@@ -120,7 +120,7 @@ def _mixed(tokens: Tensor, mix: Tensor | None) -> Tensor:
     if len(tokens) == 1:
         return tokens[0]
     share = 0.5 if mix is None else mix[:, :, 0].to(tokens.dtype)
-    return tokens[0] * (1 - share) + tokens[1] * share
+    return torch.lerp(tokens[0], tokens[1], share)
 
 
 def _attend_self(layer: Layer, heads: int, tokens: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def _attend_self(layer: Layer, heads: int, tokens: Tensor) -> Tensor:
     triple = _apply(layer.queries_keys_values, _norm(layer.norm_self, flat)).view(flows * rows, count, 3, heads, width // heads)
     queries, keys, values = triple.permute(2, 0, 3, 1, 4)
     found = F.scaled_dot_product_attention(queries, keys, values)
-    return (flat + _apply(layer.out_self, found.transpose(1, 2).reshape(flat.shape))).view(tokens.shape)
+    return _apply(layer.out_self, found.transpose(1, 2).reshape(flat.shape)).add_(flat).view(tokens.shape)
 
 
 def _cross(layer: Layer, heads: int, tokens: Tensor, known: Sequence[KeysValues]) -> Tensor:
@@ -137,15 +137,15 @@ def _cross(layer: Layer, heads: int, tokens: Tensor, known: Sequence[KeysValues]
     queries = _apply(layer.queries, _norm(layer.norm_cross, tokens.flatten(1, 2))).view(flows, rows, count, heads, width // heads).transpose(2, 3)
     wanted = len(known[0].keys)
     found = [F.scaled_dot_product_attention(at_rows(own, wanted), *pair).transpose(1, 2) for own, pair in zip(queries, known, strict=True)]
-    added = _apply(layer.out_cross, torch.stack(found).view(flows, wanted * count, width)).view(flows, wanted, count, width)
-    return added + (tokens if rows == wanted else tokens.repeat(1, wanted // rows, 1, 1))
+    added = _apply(layer.out_cross, torch.stack(found).view(flows, wanted * count, width)).view(flows, wanted // rows, rows, count, width)
+    return added.add_(tokens[:, None]).view(flows, wanted, count, width)
 
 
 def _gate(layer: Affine, tokens: Tensor) -> Tensor:
     """Apply the gated layer in halves: one matrix of twice the width leaves both interleaved in memory, which costs more than it saves."""
     bias = (None, None) if layer.bias is None else layer.bias.chunk(2, dim=1)
     plain, gate = (_apply(Affine(weight, own), tokens) for weight, own in zip(layer.weight.chunk(2, dim=1), bias, strict=True))
-    return plain * F.gelu(gate)
+    return plain.mul_(F.gelu(gate))
 
 
 def _apply(layer: Affine, tokens: Tensor) -> Tensor:
