@@ -42,6 +42,15 @@ def test_each_result_is_that_of_a_single_run(requests, monkeypatch):
         assert np.allclose([s.value for s in one.scores], [s.value for s in other.scores], atol=0.02)
 
 
+def test_equal_structures_are_painted_once(requests, monkeypatch):
+    painted, ours = [], batch.paint
+    monkeypatch.setattr(batch, "paint", lambda model, latents, **options: (painted.append(len(latents)), ours(model, latents, **options))[1])
+    found = run_many(requests)  # the second mutes semantic voxels alone
+    assert painted == [3, 4]
+    assert np.array_equal(found[0].structure, found[1].structure)
+    assert len({result.structure.tobytes() for result in found}) == 3
+
+
 def test_only_what_shares_models_and_schedule_is_drawn_together(requests, monkeypatch):
     batches = []
     monkeypatch.setattr(batch, "generate", watched(batch.generate, batches))
