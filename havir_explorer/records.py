@@ -22,7 +22,7 @@ BoolArray = npt.NDArray[np.bool_]
 Branch = Literal["structural", "semantic"]
 Fill = Literal["mean", "trial", "noise"]
 Repeats = Literal["mean", "single"]
-Scheduler = Literal["ddim", "unipc", "dpmsolver++", "karras"]
+Scheduler = Literal["karras", "ddim", "unipc", "dpmsolver++"]
 Convention = Literal["havir", "brain-diffuser", "mindeye"]
 Kind = Literal["measured", "decoded", "generated", "synthetic", "retrieved"]
 
@@ -74,9 +74,9 @@ class Settings:
         Classifier-free guidance scale, 1 (off) to 30.
     mix : float
         Text share in [0, 1] ("text-to-image strength"): 0 image embedding only, 1 text embedding only.
-    scheduler : {'ddim', 'unipc', 'dpmsolver++', 'karras'}
-        Which of diffusers' solvers takes the steps; DDIM without noise of its own (eta 0). ``karras`` is DPM-Solver++ on the noise levels of Karras
-        et al. 2022 (arXiv 2206.00364): fewer steps for the same picture, 140 at most.
+    scheduler : {'karras', 'ddim', 'unipc', 'dpmsolver++'}
+        Which of diffusers' solvers takes the steps. ``karras`` is DPM-Solver++ on the noise levels of Karras et al. 2022 (arXiv 2206.00364):
+        140 steps at most, of which 20 come as near to the exact picture as 50 of ``ddim``, which adds no noise of its own (eta 0).
     guidance_start, guidance_stop : float
         Fractions of the N steps in [0, 1]: step i, counted from 0 over the full schedule, is guided when start <= i / N < stop; the others run
         the conditional prediction alone, at half the cost (Kynkäänniemi et al. 2024, arXiv 2404.07724).
@@ -90,7 +90,7 @@ class Settings:
     strength: float = 0.75
     guidance: float = 3.0
     mix: float = 0.4
-    scheduler: Scheduler = "ddim"
+    scheduler: Scheduler = "karras"
     guidance_start: float = 0.0
     guidance_stop: float = 1.0
     convention: Convention = "havir"

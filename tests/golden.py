@@ -16,9 +16,10 @@ from havir_explorer.records import Decoded, FloatArray, Settings
 
 FILE = Path(__file__).parent / "golden_demo.npz"
 CASES = {
-    "ddim": Settings(seed=11, steps=8, strength=0.75, guidance=4.0, mix=0.4),
+    "ddim": Settings(seed=11, steps=8, strength=0.75, guidance=4.0, mix=0.4, scheduler="ddim"),
     "unipc": Settings(seed=12, steps=8, strength=1.0, guidance=4.0, mix=0.0, scheduler="unipc", convention="mindeye"),
     "dpmsolver++": Settings(seed=13, steps=8, strength=0.75, guidance=4.0, mix=0.7, scheduler="dpmsolver++", guidance_stop=0.8),
+    "karras": Settings(seed=14, steps=8, strength=0.75, guidance=4.0, mix=0.4, scheduler="karras"),
 }
 
 

@@ -161,7 +161,7 @@ def test_evaluate_draws_as_it_is_told_to(told, cache, capsys):
     said = told(*asked, "--steps", 7, "--strength", 0.5, "--guidance", 2, "--mix", 0.1, "--solver", "unipc")["settings"]
     assert (said["steps"], said["strength"], said["guidance"], said["mix"], said["scheduler"]) == (7, 0.5, 2.0, 0.1, "unipc")
     assert command([*map(str, asked), "--solver", "euler"]) == 2
-    assert "scheduler must be one of ddim, unipc" in capsys.readouterr().err
+    assert "scheduler must be one of karras, ddim" in capsys.readouterr().err
 
 
 def test_evaluate_scores_with_another_clip(told, cache, tiny_tower):

@@ -79,7 +79,7 @@ def test_synthesised_images_are_drawn_from_the_text_target_alone(world: TwoLette
     held, plain = store(world, generator, "synthesised"), store(world, generator)
     assert held.folder != plain.folder
     assert held.image_source == "synthesised"
-    assert held.manifest.drawing == "20 ddim steps from the text target alone, guidance 3.0, seed nsd_id"
+    assert held.manifest.drawing == "20 karras steps from the text target alone, guidance 3.0, seed nsd_id"
     np.testing.assert_array_equal(held.rows(IDS).latents, plain.rows(IDS).latents)
     np.testing.assert_array_equal(held.rows(IDS).text_embeds, plain.rows(IDS).text_embeds)
     model = weights.load(generator)

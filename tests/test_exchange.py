@@ -125,4 +125,4 @@ def test_reconstruct_takes_the_solver_the_interval_and_the_convention(cache, tmp
     settings = json.loads(capsys.readouterr().out)["request"]["settings"]
     assert {name: settings[name] for name in chosen} == chosen
     assert command(["reconstruct", "--scheduler", "euler", "--out", str(tmp_path / "r.png")]) == 2
-    assert "scheduler must be one of ddim, unipc, dpmsolver++, karras; got 'euler'" in capsys.readouterr().err
+    assert "scheduler must be one of karras, ddim, unipc, dpmsolver++; got 'euler'" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def test_what_a_batch_must_share_is_said(tiny, change):
     [
         ({"seed": -1}, r"seed must lie in \[0, 4294967295\]; got -1"),
         ({"seed": 2**32}, "seed must lie in"),
-        ({"scheduler": "unicp"}, "scheduler must be one of ddim, unipc, dpmsolver.*; got 'unicp'; nearest: unipc"),
+        ({"scheduler": "unicp"}, "scheduler must be one of karras, ddim, unipc, dpmsolver.*; got 'unicp'; nearest: unipc"),
         ({"convention": "brain"}, "convention must be one of havir, brain-diffuser, mindeye; got 'brain'; nearest: brain-diffuser"),
         ({"guidance_start": 0.8, "guidance_stop": 0.2}, "guidance_start must not lie after guidance_stop; got 0.8 and 0.2"),
         ({"guidance_stop": 1.5}, r"guidance_stop must lie in \[0, 1\]; got 1.5"),

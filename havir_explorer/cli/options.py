@@ -41,7 +41,7 @@ StepsOption = Annotated[int | None, typer.Option("--steps", help=f"Solver steps 
 StrengthOption = Annotated[float | None, typer.Option("--strength", help=f"0 decoded latents only, 1 pure noise. [{_D.strength}]")]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", help=f"Classifier-free guidance scale. [{_D.guidance}]")]
 MixOption = Annotated[float | None, typer.Option("--mix", help=f"0 image embedding only, 1 text embedding only. [{_D.mix}]")]
-_SOLVERS = f"Which takes the steps: ddim, unipc, dpmsolver++ or karras. [{_D.scheduler}]"
+_SOLVERS = f"Which takes the steps: karras, ddim, unipc or dpmsolver++. [{_D.scheduler}]"
 SchedulerOption = Annotated[str | None, typer.Option("--scheduler", help=_SOLVERS)]
 SolverOption = Annotated[str | None, typer.Option("--solver", help=_SOLVERS)]  # where --scheduler is Dask's
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -28,9 +28,9 @@ class Habits:
 
 
 CONVENTIONS: dict[Convention, Habits] = {
-    "havir": Habits(0, "encoded", Settings(steps=50, guidance=7.5, mix=0.4)),
+    "havir": Habits(0, "encoded", Settings(steps=50, guidance=7.5, mix=0.4, scheduler="ddim")),
     # Ozcelik & VanRullen 2023: 37 of 50 steps noise to schedule index 37 (t = 741) and denoise from index 36 (t = 721).
-    "brain-diffuser": Habits(1, "encoded", Settings(steps=50, strength=0.75, guidance=7.5, mix=0.4, convention="brain-diffuser")),
+    "brain-diffuser": Habits(1, "encoded", Settings(steps=50, strength=0.75, guidance=7.5, mix=0.4, scheduler="ddim", convention="brain-diffuser")),
     # Scotti et al. 2023: image flow only; noised and denoised from the same time, against zeros.
     "mindeye": Habits(0, "zeros", Settings(steps=20, strength=0.85, guidance=3.5, mix=0.0, scheduler="unipc", convention="mindeye")),
 }

@@ -79,7 +79,7 @@ def schedule(config: Mapping[str, Any], settings: Settings) -> Schedule:
     times = [int(time) for time in solver.timesteps]
     beyond = first < len(times) and times[_noised(first, settings)] >= len(solver.alphas_cumprod)  # DDIM counts from 1: 1000 steps of 1000 end outside
     if beyond or any(later >= earlier for earlier, later in pairwise(times)):
-        msg = f"the scheduler {settings.scheduler} cannot tell {settings.steps} steps apart; ask for fewer"
+        msg = f"the scheduler {settings.scheduler} cannot tell {settings.steps} steps apart; ask for fewer, or for another scheduler"
         raise RequestError(msg)
     if hasattr(solver, "set_begin_index"):
         solver.set_begin_index(first)
