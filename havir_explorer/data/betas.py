@@ -8,7 +8,6 @@ reading by trial takes seconds to minutes, reading by voxel column a fraction of
 from __future__ import annotations
 
 import re
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import h5py
 import nibabel
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from havir_explorer.data import files
 from havir_explorer.data.conventions import DEFAULT, PREPARATIONS
@@ -189,8 +189,8 @@ def _volumes(packed: BinaryIO, start: int, dtype: np.dtype[np.int16], flat_index
 
 
 def _unpacked(packed: BinaryIO, most: int) -> Iterator[bytes]:
-    """Unpack gzip in pieces of at most ``most`` bytes: a third faster than :mod:`gzip`, whose checks of length and checksum zlib does too."""
-    unpacker = zlib.decompressobj(wbits=31)
+    """Unpack gzip in pieces of at most ``most`` bytes, by ISA-L in half the time that zlib takes; both check length and checksum."""
+    unpacker = isal_zlib.decompressobj(wbits=31)
     while not unpacker.eof:
         content = unpacker.unconsumed_tail or packed.read(1 << 20)
         if not content:

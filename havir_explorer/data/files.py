@@ -11,6 +11,7 @@ import h5py
 import nibabel
 import numpy as np
 import numpy.typing as npt
+from isal.igzip_lib import IsalError
 from nibabel.filebasedimages import ImageFileError
 from nibabel.freesurfer.mghformat import MGHError
 
@@ -19,7 +20,10 @@ from havir_explorer.errors import DataInvalid, DataMissing, OutputError
 Array = npt.NDArray[np.generic]
 Grid = tuple[int, int, int]
 
-UNREADABLE = (ImageFileError, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, NotImplementedError, MGHError, zlib.error)
+BROKEN_GZIP: type[Exception] = IsalError  # type: ignore[assignment] # its stub calls it an instance
+"""What a gzip stream with a wrong checksum raises."""
+_BROKEN = (ImageFileError, MGHError, zlib.error, BROKEN_GZIP)
+UNREADABLE = (*_BROKEN, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, NotImplementedError)
 """What libraries raise for a file that is cut short or is something else."""
 
 

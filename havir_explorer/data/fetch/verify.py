@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
+from isal import igzip
 
+from havir_explorer.data import files
 from havir_explorer.data.fetch.bucket import Remote
 from havir_explorer.errors import DataInvalid
 
@@ -90,7 +90,7 @@ def _content(file: Path, remote: Remote) -> str:
     """Look for a truncation or damage that the file itself can tell of."""
     try:
         if remote.key.endswith((".gz", ".mgz")):
-            with gzip.open(file) as stream:
+            with igzip.open(file) as stream:  # type: ignore[no-untyped-call]
                 while stream.read(_BLOCK):
                     pass
             return "gzip checksum"
@@ -98,7 +98,7 @@ def _content(file: Path, remote: Remote) -> str:
             with h5py.File(file, "r", locking=False) as content:
                 list(content)
             return "header"
-    except (OSError, EOFError, zlib.error, RuntimeError) as error:
+    except (OSError, EOFError, files.BROKEN_GZIP, RuntimeError) as error:
         msg = f"{remote.key} arrived damaged: it cannot be opened ({error})"
         raise DataInvalid(msg) from error
     return "size"
