@@ -74,6 +74,24 @@ def test_a_training_killed_twice_ends_at_the_same_weights_and_curve(whole: Path,
     assert not checkpoint(tmp_path, "structural").exists()
 
 
+def test_what_is_trained_is_left_as_it_is_by_the_same_run_alone(world: SmallWorld, targets: Targets, tmp_path: Path) -> None:
+    def train(**other: object) -> bool:
+        said: list[str] = []
+        fit_branches(world, "subj01", targets, tmp_path, **{"steps": 2, "seed": 5, "options": OPTIONS, "notice": said.append, **other})
+        left = said == [f"structural and semantic: trained already, by the same options, in {tmp_path}; --restart trains anew"]
+        return left
+
+    assert not train()
+    written = (tmp_path / files.WEIGHTS).stat().st_mtime_ns
+    assert train()
+    assert (tmp_path / files.WEIGHTS).stat().st_mtime_ns == written
+    assert not train(resume=False)
+    assert not train(steps=3)
+    assert not train()
+    (tmp_path / files.WEIGHTS).write_bytes(b"torn")
+    assert not train()
+
+
 def test_the_curve_holds_every_look(whole: Path) -> None:
     lines = curve(whole, "semantic").read_text().splitlines()
     assert lines[0] == "step,training_loss,held_out_loss,learning_rate"

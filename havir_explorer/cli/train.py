@@ -44,7 +44,7 @@ def train(
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or mps. [the fastest there is]")] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="no, bf16 or fp16. [no; bf16 for the full size on a GPU]")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of initialisation and batches.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on from the folder's last checkpoint.")] = True,
+    resume: Annotated[bool, typer.Option("--resume/--restart", help="Leave what is trained already, and go on from the folder's last checkpoint.")] = True,
     captions: Annotated[str | None, typer.Option("--captions", help="Text target: mean or first caption. [mean; first for the teaching world]")] = None,
     images: Annotated[str, typer.Option("--images", help="Image target: of the stimulus, or synthesised from its captions (HAVIR v1).")] = "stimulus",
     targets: Annotated[Path | None, typer.Option("--targets", help="Folder of the targets, as havir targets --out made it. [the cache folder]")] = None,
@@ -88,7 +88,7 @@ def train(
         emit(facts[0] if len(facts) == 1 else {"decoders": facts, "wall_seconds": spent})
         return
     for folder, _ in decoders:
-        console().print(f"wrote {folder}: {_next(folder, branch, linear=linear)}")
+        console().print(f"the decoder is in {folder}: {_next(folder, branch, linear=linear)}")
 
 
 def _next(folder: Path, branch: str, *, linear: bool) -> str:

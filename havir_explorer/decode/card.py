@@ -99,7 +99,7 @@ def _sizes(m: Manifest) -> _Rows:
 
 
 def _training(m: Manifest) -> _Rows:
-    left_out = ("versions", "hyper_parameters", *(("steps", "held_out", "best_step") if m.kind == "linear" else ()))
+    left_out = ("versions", "hyper_parameters", "run_", *(("steps", "held_out", "best_step") if m.kind == "linear" else ()))
     none = [name for name in ("started_from", "trunk_of") if not getattr(m.record, name)]  # most decoders: said by silence
     shown = ((name, value) for name, value in m.record if not name.startswith((*left_out, *none)))
     return ((_plain(name), _shown(value)) for name, value in shown)

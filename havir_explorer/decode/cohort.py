@@ -30,7 +30,7 @@ from havir_explorer.decode.pairs import Learner, Lesson, Pairs, pair
 from havir_explorer.decode.run import Notice, Plan, Progress, Run, checkpoint_bytes, remove
 from havir_explorer.decode.samples import held_count
 from havir_explorer.decode.targets import TargetSource
-from havir_explorer.errors import RequestError
+from havir_explorer.errors import RequestError, WeightsInvalid, WeightsMissing
 from havir_explorer.records import Branch
 
 STEPS = 1500
@@ -94,7 +94,8 @@ def fit_cohort(
     notice : callable, optional
         Called with what each branch will take before it starts, with its speed after the first steps, and when memory ran out.
     resume : bool
-        Continue from the folder's checkpoints: on a CPU to the same weights as without the interruption, on a GPU but for the order in which it adds.
+        Leave what the same run has finished, and continue from the folder's checkpoints: on a CPU to the same weights as without the
+        interruption, on a GPU but for the order in which it adds.
     options : Options, optional
     device : str
         ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; where accelerate launched several processes, each takes its own GPU unless this is ``cpu``.
@@ -136,6 +137,13 @@ def fit_cohort(
     machine = Machine(device, options.precision, subjects=len(members))
     if machine.rank:
         progress = notice = None  # one process speaks for all
+    told = [seed, steps, *(one.blank.model_dump_json() for one in everyone), asdict(options), *_digest(start)]
+    plan = Plan(options, steps, seed, json.dumps(told, default=lambda record: record.model_dump()), resume, tensorboard)
+    done = _done(everyone, branches, plan)
+    if done:
+        if notice:
+            notice(f"{' and '.join(branches)}: trained already, by the same options, in {folder}; --restart trains anew")
+        return done
     _check_shares(machine, options)
     drawing = {"structural": edges.needs if edges and options.pixel_edges else 0, "semantic": 0}
     blanks, trials = [one.blank for one in everyone], [len(one.samples.trials) for one in everyone]
@@ -143,8 +151,6 @@ def fit_cohort(
     check_disk(folder, costs, checkpoint_bytes(folder, branches))
     if notice:
         notice("\n".join([f"{each}; {steps:,} steps of {options.batch} pictures" for each in costs] + _shares(machine, options, branches)))
-    told = [seed, steps, *(one.blank.model_dump_json() for one in everyone), asdict(options), *_digest(start)]
-    plan = Plan(options, steps, seed, json.dumps(told, default=lambda record: record.model_dump()), resume, tensorboard)
     school = _School(everyone, targets, machine, folder, source, freeze=bool(start and start.freeze))
     taught = [school.teach(branch, plan, edges, _share(progress, number, len(branches)), notice) for number, branch in enumerate(branches)]
     record = _record(plan, members, school.machine, source, start, sum(branch[0].seconds for branch in taught))
@@ -196,7 +202,7 @@ class _School:
             modules.finish(lesson, learner, options)
         ended = run.state.best_loss, run.state.best_step, run.state.seconds
         states = [{f"{PREFIXES[branch]}{name}": value.detach().cpu() for name, value in module.state_dict().items()} for module in made]
-        return [Taught(branch, state, *ended, len(one.train), len(one.held)) for state, one in zip(states, lesson.pairs, strict=True)]
+        return [Taught(branch, state, plan.digest, *ended, len(one.train), len(one.held)) for state, one in zip(states, lesson.pairs, strict=True)]
 
 
 @contextmanager
@@ -242,6 +248,16 @@ def _shares(machine: Machine, options: Options, branches: Sequence[Branch]) -> l
     each, contrasted = options.batch // machine.count, "and the semantic branch contrasts only these with each other"
     more = f"--batch {options.batch * machine.count} contrasts {options.batch}, as one process does"
     return [f"{machine.count} processes are shown {each} pictures of a batch each, {contrasted}; {more}"]
+
+
+def _done(everyone: Sequence[Enrolled], branches: Sequence[Branch], plan: Plan) -> tuple[Manifest, ...]:
+    """Return the manifests that are there when the same run has written all of them, and may be left as they are."""
+    try:
+        there = tuple(files.read(one.member.folder).manifest for one in everyone) if plan.resume else ()
+    except (WeightsMissing, WeightsInvalid):
+        return ()
+    same = all({"structural": m.record.run_structural, "semantic": m.record.run_semantic}[branch] == plan.digest for m in there for branch in branches)
+    return there if same else ()
 
 
 def _steps(options: Options, pictures: int) -> int:

@@ -64,10 +64,11 @@ class Enrolled:
 
 @dataclass(frozen=True, eq=False)
 class Taught:
-    """A trained branch: its tensors by the names they have in a decoder, and how it went."""
+    """A trained branch: its tensors by the names they have in a decoder, the digest of the run that made them, and how it went."""
 
     branch: Branch
     tensors: dict[str, Tensor]
+    run: str
     loss: float
     step: int
     seconds: float
@@ -95,6 +96,8 @@ def joined(one: Enrolled, taught: Sequence[Taught], run: Record, seen: frozenset
     there = kept.manifest.record if kept else Record()
     losses = {"structural": (there.held_out_loss_structural, there.best_step_structural), "semantic": (there.held_out_loss_semantic, there.best_step_semantic)}
     losses |= {new.branch: (new.loss, new.step) for new in taught}
+    runs = {"structural": there.run_structural, "semantic": there.run_semantic}
+    runs |= {new.branch: new.run for new in taught}
     record = run.model_copy(
         update={
             "date": dt.datetime.now(dt.UTC).date().isoformat(),
@@ -104,6 +107,8 @@ def joined(one: Enrolled, taught: Sequence[Taught], run: Record, seen: frozenset
             "held_out_loss_semantic": losses["semantic"][0],
             "best_step_structural": losses["structural"][1],
             "best_step_semantic": losses["semantic"][1],
+            "run_structural": runs["structural"],
+            "run_semantic": runs["semantic"],
             "versions": card.versions(),
         }
     )

@@ -57,7 +57,8 @@ class RidgeSizes(_Frozen):
 class Record(_Frozen):
     """How the weights came about: steps, seed, wall time of the steps (before a stop and after), the losses on held-out training images and what they measured.
 
-    ``hyper_parameters`` and ``versions`` are names with their values as words.
+    ``hyper_parameters`` and ``versions`` are names with their values as words; ``run_structural`` and ``run_semantic`` are the digests of all that
+    decided a branch's run, by which the same run is known again.
     """
 
     steps: int = 0
@@ -71,6 +72,8 @@ class Record(_Frozen):
     held_out_loss_semantic: float = 0.0
     best_step_structural: int = 0
     best_step_semantic: int = 0
+    run_structural: str = ""
+    run_semantic: str = ""
     caption_target: str = "mean"
     image_source: str = "stimulus"
     started_from: str = ""
