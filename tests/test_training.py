@@ -78,8 +78,7 @@ def test_what_is_trained_is_left_as_it_is_by_the_same_run_alone(world: SmallWorl
     def train(**other: object) -> bool:
         said: list[str] = []
         fit_branches(world, "subj01", targets, tmp_path, **{"steps": 2, "seed": 5, "options": OPTIONS, "notice": said.append, **other})
-        left = said == [f"structural and semantic: trained already, by the same options, in {tmp_path}; --restart trains anew"]
-        return left
+        return said == [f"structural and semantic: trained already, by the same options, in {tmp_path}; --restart trains anew"]
 
     assert not train()
     written = (tmp_path / files.WEIGHTS).stat().st_mtime_ns
