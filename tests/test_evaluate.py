@@ -100,6 +100,7 @@ def test_a_limit_takes_the_first_images_and_must_leave_two() -> None:
     for limit in (1, 0, -4):
         with pytest.raises(RequestError, match=f"limit is {limit} and subj01 saw {TEST}"):
             scoring.collect(SmallWorld(), "subj01", limit)
+    assert len(scoring.collect(SmallWorld(), "subj01", None).nsd_ids) == TEST
 
 
 def test_each_condition_changes_only_what_it_names() -> None:

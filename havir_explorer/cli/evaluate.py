@@ -44,7 +44,7 @@ def evaluate(
     where: Where,
     dataset: DatasetOption = _D.dataset,
     subject: SubjectOption = _D.subject,
-    limit: Annotated[int, typer.Option("--limit", help="At most this many test images.")] = 100,
+    limit: Annotated[int | None, typer.Option("--limit", help="At most this many test images. [all]")] = None,
     split: Annotated[str, typer.Option("--split", help="shared1000, shared982 or special515; every shared image the subject saw when left out.")] = "",
     repeats: Annotated[str, typer.Option("--repeats", help="'mean' over an image's presentations, or 'single': the first alone.")] = "mean",
     conditions: Annotated[str, typer.Option("--conditions", help="Some of them, e.g. full,no_brain, or a group: ablation, controls, all. [all]")] = "",

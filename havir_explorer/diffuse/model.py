@@ -114,14 +114,16 @@ class VersatileDiffusion:
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor | FloatArray, batch: int = 32) -> UInt8Array:
         """Return pictures, uint8 (B, H, W, 3), of scaled latents (B, 4, h, w)."""
-        whole = torch.as_tensor(latents).to(self.device, self.vae.dtype)
-        parts = [self.vae.decode(chunk / self.vae.config.scaling_factor).sample for chunk in whole.split(batch)]
-        return to_uint8(torch.cat(parts).float() / 2 + 0.5)
+        return to_uint8(torch.cat([self._decoded(chunk) for chunk in torch.as_tensor(latents).split(batch)]))
 
     def decode_pixels(self, latents: Tensor) -> Tensor:
         """Return pictures, float32 (n, 3, H, W), of scaled latents (n, 4, h, w) on any device: about [0, 1], not clamped, so that gradients pass."""
-        drawn: Tensor = self.vae.decode(latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor).sample
-        return drawn.float().to(latents.device) / 2 + 0.5
+        return self._decoded(latents).to(latents.device)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        given = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
+        drawn: Tensor = self.vae.decode(given.contiguous(memory_format=torch.channels_last)).sample  # as a loaded decoder's weights lie
+        return drawn.float() / 2 + 0.5
 
     @torch.inference_mode()
     def embed_images(self, pictures: UInt8Array, batch: int = 32) -> FloatArray:

@@ -146,6 +146,8 @@ class VersatileUNet(nn.Module):
             if isinstance(module, Transformer2DModel):
                 parent, _, index = name.rpartition(".")
                 self.unet.get_submodule(parent)[int(index)] = DualFlowBlock(module, twin.get_submodule(name))
+        self._flows = [module for module in self._walk() if isinstance(module, DualFlowBlock)]
+        self._residuals = [module for module in self._walk() if isinstance(module, ResnetBlock2D)]
 
     def forward(self, latents: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
         """Return the predicted noise, shaped like ``latents`` (B, 4, h, w); ``times`` is (B,) or a scalar in [0, 1000)."""
@@ -157,15 +159,14 @@ class VersatileUNet(nn.Module):
 
     def read(self, conditions: Conditions) -> Read:
         """Return the keys and values of the conditions in every cross-attention layer: constant over the steps of a request."""
-        blocks = [module for module in self._walk() if isinstance(module, DualFlowBlock)]
-        image = [] if conditions.image is None else [read(block.image, conditions.image) for block in blocks]
-        text = [] if conditions.text is None else [read(block.text, conditions.text) for block in blocks]
+        image = [] if conditions.image is None else [read(block.image, conditions.image) for block in self._flows]
+        text = [] if conditions.text is None else [read(block.text, conditions.text) for block in self._flows]
         return Read(image, text, None if conditions.mix is None else conditions.mix[:, None, None, None])
 
     def embed(self, times: Tensor) -> list[Tensor]:
         """Return what every residual block adds at these times, scalar or (n,): one (n, C, 1, 1) a block, in the order of the walk."""
         embedded = F.silu(self.unet.time_embedding(self.unet.time_proj(times.reshape(-1)).to(self.unet.dtype)))
-        return [timed(module, embedded) for module in self._walk() if isinstance(module, ResnetBlock2D)]
+        return [timed(block, embedded) for block in self._residuals]
 
     def denoise(self, latents: Tensor, moments: Sequence[Tensor], known: Read) -> Tensor:
         """Return the predicted noise, from what :meth:`embed` and :meth:`read` have computed.
@@ -215,9 +216,8 @@ class VersatileUNet(nn.Module):
         with torch.inference_mode(False):  # else they could not be trained any more
             if not self.unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last):
                 self.unet.to(memory_format=torch.channels_last)
-            for module in self._walk():
-                if isinstance(module, DualFlowBlock):
-                    module.settle()
+            for block in self._flows:
+                block.settle()
 
     def compile_steps(self, mode: str = "default", backend: str = "inductor") -> None:
         """Have :meth:`denoise` compiled by torch for each shape that it meets; it needs a C++ compiler, or Triton on a GPU.

@@ -107,6 +107,7 @@ def _loaded(source: Source, place: Place, *, denoiser: bool) -> VersatileDiffusi
         parts.agreed(source, part, module)  # all is looked at before anything large is read
     known = extras.of(source)  # before the weights that stay: computing it takes some that do not
     parts.fill(source, "vae", vae, place.of_autoencoder)
+    vae.decoder.to(memory_format=torch.channels_last)  # decodes in half the time on a CPU
     if denoiser:
         parts.fill_flows(source, unet, place)
     return VersatileDiffusion(

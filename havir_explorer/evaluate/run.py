@@ -42,7 +42,7 @@ def evaluate(
     subject: str = "subj01",
     *,
     conditions: Sequence[str] = (),
-    limit: int = 100,
+    limit: int | None = None,
     seed: int = 0,
     settings: Settings | None = None,
     progress: Progress | None = None,
@@ -67,8 +67,8 @@ def evaluate(
         Names of :data:`~havir_explorer.evaluate.conditions.CONDITIONS` or of its groups; all that can be drawn when empty.
     linear : str
         Folder of the linear decoder of the condition ``linear``; the one that is shipped or that ``havir train`` has made when empty.
-    limit : int
-        At most this many images, in ascending order of their ids; 2 or more.
+    limit : int, optional
+        At most this many images, in ascending order of their ids; 2 or more, all when left out.
     seed : int
         Image i is drawn with noise of ``seed`` + i, the same in every condition.
     settings : Settings, optional

@@ -30,15 +30,15 @@ class TestSet:
     stimuli: UInt8Array
 
 
-def collect(dataset: Dataset, subject: str, limit: int, split: str = "") -> TestSet:
-    """Return the first ``limit`` test images a subject saw.
+def collect(dataset: Dataset, subject: str, limit: int | None, split: str = "") -> TestSet:
+    """Return the test images a subject saw, in ascending order of their ids.
 
     Parameters
     ----------
     dataset : Dataset
     subject : str
-    limit : int
-        At least 2.
+    limit : int or None
+        Only the first so many, at least 2; all when None.
     split : str
         ``shared1000``, ``shared982`` or ``special515`` (:mod:`havir_explorer.data.splits`); every shared image when empty.
 
@@ -51,9 +51,10 @@ def collect(dataset: Dataset, subject: str, limit: int, split: str = "") -> Test
     tested = trials["nsd_id"].isin(dataset.split(subject, split)) if split else trials["shared"]
     tested = trials[tested.to_numpy(dtype=bool)]
     ids, first = np.unique(tested["nsd_id"].to_numpy(dtype=np.int64), return_index=True)
-    if len(ids[: max(limit, 0)]) < 2:
+    if len(ids[:limit]) < 2 or (limit is not None and limit < 2):
         which = f"images of {split}" if split else "shared images"
-        msg = f"an evaluation needs at least 2 test images; limit is {limit} and {subject} saw {len(ids)} {which} in {dataset.name}"
+        asked = "" if limit is None else f"limit is {limit} and "
+        msg = f"an evaluation needs at least 2 test images; {asked}{subject} saw {len(ids)} {which} in {dataset.name}"
         raise RequestError(msg)
     ids, first = ids[:limit], tested.index.to_numpy(dtype=np.int64)[first[:limit]]
     return TestSet(ids, first, dataset.stimuli(ids))
