@@ -39,7 +39,7 @@ def test_pictures_and_latents_come_out(arrays, demo_model, tmp_path, capsys):
         assert sorted(found.files) == ["latents", "pictures"]
         assert (found["latents"].dtype, found["latents"].shape) == (np.float32, arrays["latents"].shape)
         assert (found["pictures"].dtype, found["pictures"].shape) == (np.uint8, (2, 64, 64, 3))
-        settings = [Settings(seed=3, steps=2, strength=1, guidance=7.5, mix=0.4)] * 2
+        settings = [Settings(seed=3, steps=2, strength=1, guidance=7.5, mix=0.4, scheduler="ddim")] * 2
         assert np.array_equal(found["latents"], generate(demo_model, exchange.read(tmp_path / "E.npz").decoded, settings).latents.numpy())
         for index, picture in enumerate(found["pictures"]):
             assert np.array_equal(np.asarray(Image.open(tmp_path / "png" / f"{index:04d}.png")), picture)

@@ -98,7 +98,7 @@ def test_strength_one_ignores_the_decoded_latents(tiny, scheduler):
 
 @pytest.mark.parametrize(("strength", "run", "time", "alpha_bar"), [(0.75, 37, 721, 0.0705), (0.8, 40, 781, 0.0435), (0.85, 42, 821, 0.0305)])
 def test_fifty_steps_are_those_of_the_literature(strength, run, time, alpha_bar):
-    plan = schedule(SCHEDULER, Settings(steps=50, strength=strength))  # method 2.5
+    plan = schedule(SCHEDULER, Settings(steps=50, strength=strength, scheduler="ddim"))  # method 2.5
     assert (len(plan.times), plan.times[0]) == (run, time)
     assert plan.alpha_bar == pytest.approx(alpha_bar, abs=5e-4)
 
@@ -111,13 +111,13 @@ def test_more_steps_than_a_solver_has_times_is_said():
 @pytest.mark.parametrize(("strength", "convention"), [(1.0, "havir"), (0.9995, "brain-diffuser")])
 def test_a_step_beyond_the_checkpoints_table_is_said(tiny, strength, convention):
     with pytest.raises(RequestError, match="ddim cannot tell 1000 steps apart; ask for fewer"):
-        generate(tiny, conditions(tiny, 1), [Settings(steps=1000, strength=strength, convention=convention)])
-    assert schedule(SCHEDULER, Settings(steps=1000, strength=0.5)).times[0] == 500
+        generate(tiny, conditions(tiny, 1), [Settings(steps=1000, strength=strength, scheduler="ddim", convention=convention)])
+    assert schedule(SCHEDULER, Settings(steps=1000, strength=0.5, scheduler="ddim")).times[0] == 500
 
 
 def test_guidance_applies_in_its_interval_only(tiny):
     decoded = conditions(tiny, 1)
-    settings = Settings(seed=2, steps=8, strength=0.75, guidance=4, guidance_start=0.3, guidance_stop=0.75)
+    settings = Settings(seed=2, steps=8, strength=0.75, guidance=4, scheduler="ddim", guidance_start=0.3, guidance_stop=0.75)
     count = []
     hook = tiny.unet.unet.conv_out.register_forward_hook(lambda _module, given, _out: count.append(len(given[0])))
     drawn = generate(tiny, decoded, [settings]).latents
