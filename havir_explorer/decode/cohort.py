@@ -202,7 +202,7 @@ class _School:
             modules.finish(lesson, learner, options)
         ended = run.state.best_loss, run.state.best_step, run.state.seconds
         states = [{f"{PREFIXES[branch]}{name}": value.detach().cpu() for name, value in module.state_dict().items()} for module in made]
-        return [Taught(branch, state, plan.digest, *ended, len(one.train), len(one.held)) for state, one in zip(states, lesson.pairs, strict=True)]
+        return [Taught(branch, state, _name(plan), *ended, len(one.train), len(one.held)) for state, one in zip(states, lesson.pairs, strict=True)]
 
 
 @contextmanager
@@ -256,8 +256,13 @@ def _done(everyone: Sequence[Enrolled], branches: Sequence[Branch], plan: Plan) 
         there = tuple(files.read(one.member.folder).manifest for one in everyone) if plan.resume else ()
     except (WeightsMissing, WeightsInvalid):
         return ()
-    same = all({"structural": m.record.run_structural, "semantic": m.record.run_semantic}[branch] == plan.digest for m in there for branch in branches)
+    same = all({"structural": m.record.run_structural, "semantic": m.record.run_semantic}[branch] == _name(plan) for m in there for branch in branches)
     return there if same else ()
+
+
+def _name(plan: Plan) -> str:
+    """Return the digest of all that decides a run."""
+    return hashlib.sha256(plan.identity.encode()).hexdigest()
 
 
 def _steps(options: Options, pictures: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -71,11 +70,6 @@ class Plan:
     identity: str
     resume: bool = True
     tensorboard: bool = False
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the identity."""
-        return hashlib.sha256(self.identity.encode()).hexdigest()
 
 
 @dataclass
