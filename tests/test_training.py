@@ -74,24 +74,6 @@ def test_a_training_killed_twice_ends_at_the_same_weights_and_curve(whole: Path,
     assert not checkpoint(tmp_path, "structural").exists()
 
 
-def test_what_is_trained_is_left_as_it_is_by_the_same_run_alone(world: SmallWorld, targets: Targets, tmp_path: Path) -> None:
-    def left(steps: int = 2, *, resume: bool = True) -> bool:
-        said: list[str] = []
-        asked = {"branches": ("structural",), "steps": steps, "seed": 5, "options": OPTIONS, "resume": resume}
-        fit_branches(world, "subj01", targets, tmp_path, notice=said.append, **asked)
-        return said == [f"structural: trained already, by the same options, in {tmp_path}; --restart trains anew"]
-
-    assert not left()
-    written = (tmp_path / files.WEIGHTS).stat().st_mtime_ns
-    assert left()
-    assert (tmp_path / files.WEIGHTS).stat().st_mtime_ns == written
-    assert not left(resume=False)
-    assert not left(steps=3)
-    assert not left()
-    (tmp_path / files.WEIGHTS).unlink()
-    assert not left()
-
-
 def test_the_curve_holds_every_look(whole: Path) -> None:
     lines = curve(whole, "semantic").read_text().splitlines()
     assert lines[0] == "step,training_loss,held_out_loss,learning_rate"

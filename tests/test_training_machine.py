@@ -1,4 +1,4 @@
-"""What the device and the number of processes mean for a training: memory that runs out, disks, shares of a batch, and who speaks."""
+"""What the device and the number of processes mean for a training: memory that runs out, disks, shares of a batch, who speaks, and what is left as it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from small_training import OPTIONS, fit_branches, small_targets
 from small_world import SmallWorld
 
-from havir_explorer.decode import branches, cost, machine, run
+from havir_explorer.decode import branches, cost, files, machine, run
 from havir_explorer.decode.cost import Cost, Pace, check_disk
 from havir_explorer.decode.edges import PixelEdges
 from havir_explorer.decode.machine import Machine
@@ -204,3 +204,21 @@ def test_one_process_speaks_and_writes(world, targets, tmp_path, monkeypatch) ->
     fit_branches(world, "subj01", targets, tmp_path, branches=("structural",), steps=2, options=OPTIONS, notice=hear, progress=hear)
     assert not said
     assert not any(path.is_file() for path in Path(tmp_path).rglob("*"))
+
+
+def test_what_is_trained_is_left_as_it_is_by_the_same_run_alone(world: SmallWorld, targets: Targets, tmp_path: Path) -> None:
+    def left(steps: int = 2, *, resume: bool = True) -> bool:
+        said: list[str] = []
+        asked = {"branches": ("structural",), "steps": steps, "seed": 5, "options": OPTIONS, "resume": resume}
+        fit_branches(world, "subj01", targets, tmp_path, notice=said.append, **asked)
+        return said == [f"structural: trained already, by the same options, in {tmp_path}; --restart trains anew"]
+
+    assert not left()
+    written = (tmp_path / files.WEIGHTS).stat().st_mtime_ns
+    assert left()
+    assert (tmp_path / files.WEIGHTS).stat().st_mtime_ns == written
+    assert not left(resume=False)
+    assert not left(steps=3)
+    assert not left()
+    (tmp_path / files.WEIGHTS).unlink()
+    assert not left()
